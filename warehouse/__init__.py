@@ -1,0 +1,1 @@
+"""The warehouse: what both halves share: settings, errors, log, the Postgres connection, migrations and derived views."""

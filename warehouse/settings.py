@@ -1,0 +1,268 @@
+"""Settings: one TOML file, the environment over it, frozen models with ranges.
+
+Owns the names, defaults and ranges of every setting. Never opens a connection; reads nothing but the TOML file,
+the environment and the secret files that they name.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+
+from warehouse.errors import SettingsError
+
+ENV_PREFIX = "TAILRACE__"
+DEFAULT_FILE = "pipeline.toml"
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+Identifier = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
+TablePattern = Annotated[str, Field(pattern=r"^[^.\s]+\.[^.]+$")]
+
+
+class Section(BaseModel):
+    """One table of the TOML file: unknown keys are refused and values cannot change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True, hide_input_in_errors=False)
+
+
+class Login(Section):
+    """Host, user and password of a server; the password comes from the environment or a file, best not from the TOML."""
+
+    host: str = "127.0.0.1"
+    user: str = Field(min_length=1)
+    password: SecretStr | None = Field(default=None, description="best given as an environment variable")
+    password_file: Path | None = Field(default=None, description="a file that holds nothing but the password")
+    connect_timeout_s: float = Field(default=10, gt=0, le=600)
+
+    @model_validator(mode="after")
+    def one_secret(self) -> Self:
+        """Refuse a password given twice."""
+        if self.password is not None and self.password_file is not None:
+            raise ValueError("give password or password_file, not both")
+        return self
+
+    def read_password(self) -> str:
+        """The password, from the setting or from its file.
+
+        Raises:
+            SettingsError: neither is given, or the file cannot be read.
+        """
+        section = type(self).__name__.removesuffix("Settings").lower()
+        if self.password is not None:
+            return self.password.get_secret_value()
+        if self.password_file is None:
+            raise SettingsError(
+                f"{section}.password is missing",
+                hint=f"Set {ENV_PREFIX}{section.upper()}__PASSWORD, or {section}.password_file in the settings file.",
+            )
+        try:
+            return self.password_file.read_text().rstrip("\r\n")
+        except OSError as error:
+            raise SettingsError(f"{section}.password_file cannot be read: {error.strerror}", path=self.password_file) from error
+
+
+class SourceSettings(Login):
+    """The MySQL or MariaDB server that is read, and what is read from it."""
+
+    name: Identifier = Field(default="plant", description="the source's name in warehouse.sources")
+    port: Port = 3306
+    user: str = Field(default="tailrace", min_length=1)
+    tables: tuple[TablePattern, ...] = Field(
+        default=("plant.asset_readings_%",),
+        min_length=1,
+        description="database.table, with the wildcards % and _ of LIKE",
+    )
+    server_id: int = Field(
+        default=7201,
+        ge=1,
+        le=4294967295,
+        description="the id that this replica registers with; unique among all replicas",
+    )
+    tls: Literal["off", "required", "verify"] = Field(
+        default="off", description="required encrypts, verify also checks the certificate and the host name"
+    )
+    tls_ca: Path | None = Field(default=None, description="certificate authority for tls = verify; default: the system's")
+    heartbeat_s: float = Field(
+        default=5,
+        ge=0.1,
+        le=300,
+        description="how often the idle server says that it lives; three missed end the connection",
+    )
+
+
+class WarehouseSettings(Login):
+    """The Postgres server that holds the mirror, the views and the scores."""
+
+    port: Port = 5432
+    user: str = Field(default="tailrace", min_length=1)
+    dbname: str = Field(default="warehouse", min_length=1, max_length=63)
+    sslmode: Literal["disable", "prefer", "require", "verify-ca", "verify-full"] = "prefer"
+    sslrootcert: Path | None = None
+
+
+class ReplicatorSettings(Section):
+    """How the stream is read and applied."""
+
+    linger_ms: float = Field(default=5, ge=0, le=10_000, description="how long a small batch may wait for more transactions")
+    batch_rows: int = Field(default=20_000, ge=1, le=10_000_000, description="a batch is applied once it holds so many rows")
+    batch_bytes: int = Field(default=16 << 20, ge=1 << 16, le=1 << 32)
+    snapshot_chunk_rows: int = Field(default=20_000, ge=10, le=10_000_000)
+    checkpoint_idle_s: float = Field(default=10, ge=0.1, le=3600, description="how often an idle stream's position is saved")
+
+
+class RefreshSettings(Section):
+    """The materialized views of the schema analytics."""
+
+    interval_s: float = Field(default=5, ge=0.1, le=86_400)
+    directory: Path | None = Field(default=None, description="a folder of your own view files, read after the shipped ones")
+    shipped: bool = Field(default=True, description="create the views that come with Tailrace")
+
+
+class ScorerSettings(Section):
+    """When and how new rows are scored."""
+
+    interval_s: float = Field(
+        default=1, ge=0.05, le=3600, description="scoring is woken by NOTIFY; this is the timer beside it"
+    )
+    batch_rows: int = Field(default=5_000, ge=1, le=1_000_000)
+    threads: int = Field(default=1, ge=1, le=256)
+    retention_days: float | None = Field(default=None, gt=0, description="scores older than this are pruned; none: kept")
+
+
+class ModelSettings(Section):
+    """A model, as scorer.create_model takes it; created or updated when the scorer starts."""
+
+    name: Identifier
+    relation: str = Field(
+        pattern=r"^[^.\s]+\.[^.]+$", description="the mirror table whose new rows are scored; % and _ match more"
+    )
+    training_query: str = Field(min_length=1, description="a SELECT that yields at least the feature columns")
+    features: tuple[str, ...] = Field(min_length=1)
+    entity: str | None = None
+    order: str | None = None
+    trees: int = Field(default=100, ge=1, le=1000)
+    samples: int = Field(default=256, ge=10, le=2048)
+    seed: int = Field(default=0, ge=0, le=2**63 - 1)
+    scale: Literal["robust", "none"] = "robust"
+    threshold: Literal["sigma", "quantile"] = "sigma"
+    threshold_value: float = Field(default=3.0, gt=0, description="k of mean + k sigma, or the quantile (0 to 1)")
+
+    @model_validator(mode="after")
+    def quantile_in_range(self) -> Self:
+        """Refuse a quantile of 1 or more."""
+        if self.threshold == "quantile" and self.threshold_value >= 1:
+            raise ValueError("threshold_value is a quantile here and must be below 1")
+        return self
+
+
+class RetrySettings(Section):
+    """What happens while a server is down."""
+
+    budget_s: float = Field(default=300, ge=0, le=10_000_000, description="how long without any progress before exit 75")
+    first_wait_s: float = Field(default=0.2, gt=0, le=60)
+    longest_wait_s: float = Field(default=15, gt=0, le=3600)
+
+
+class LogSettings(Section):
+    """What is logged."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class Settings(Section):
+    """The whole file."""
+
+    source: SourceSettings = SourceSettings()
+    warehouse: WarehouseSettings = WarehouseSettings()
+    replicator: ReplicatorSettings = ReplicatorSettings()
+    refresh: RefreshSettings = RefreshSettings()
+    scorer: ScorerSettings = ScorerSettings()
+    model: tuple[ModelSettings, ...] = ()
+    retry: RetrySettings = RetrySettings()
+    log: LogSettings = LogSettings()
+
+    @field_validator("model")
+    @classmethod
+    def names_differ(cls, models: tuple[ModelSettings, ...]) -> tuple[ModelSettings, ...]:
+        """Refuse two models of one name."""
+        names = [model.name for model in models]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"two models have the name {', '.join(twice)}")
+        return models
+
+
+def load_settings(path: Path | None = None, environ: Mapping[str, str] | None = None) -> Settings:
+    """Read the TOML file and lay the environment over it.
+
+    Args:
+        path: the file; where it is None, ./pipeline.toml if there is one, else the defaults.
+        environ: the variables; TAILRACE__SECTION__KEY sets key of section. Default: the process' own.
+
+    Raises:
+        SettingsError: the file cannot be read, or a key or value is not allowed; names every such key at once.
+    """
+    environ = os.environ if environ is None else environ
+    given: dict[str, Any] = {}
+    file = path if path is not None else Path(DEFAULT_FILE)
+    if path is not None or file.exists():
+        try:
+            given = tomllib.loads(file.read_text())
+        except OSError as error:
+            raise SettingsError(f"the settings file cannot be read: {error.strerror}", path=str(file)) from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise SettingsError(f"the settings file is not TOML: {error}", path=str(file)) from error
+    for name, value in sorted(environ.items()):
+        if name.startswith(ENV_PREFIX):
+            _lay_over(given, name, value)
+    try:
+        return Settings.model_validate(given)
+    except ValidationError as error:
+        raise SettingsError("\n  ".join(_describe(error)), hint="See pipeline.toml for every setting.") from None
+
+
+def _lay_over(given: dict[str, Any], name: str, value: str) -> None:
+    section, _, key = name.removeprefix(ENV_PREFIX).lower().partition("__")
+    if not key or "__" in key:
+        raise SettingsError(
+            f"{name} is not a setting",
+            hint=f"The form is {ENV_PREFIX}SECTION__KEY, as in {ENV_PREFIX}SOURCE__PASSWORD.",
+        )
+    target = given.setdefault(section, {})
+    if not isinstance(target, dict):
+        raise SettingsError(f"{name}: {section} cannot be set from the environment", hint="Write it into the settings file.")
+    wants_list = key == "tables" and section == "source"
+    target[key] = [part.strip() for part in value.split(",") if part.strip()] if wants_list else value
+
+
+def _describe(error: ValidationError) -> list[str]:
+    """One line per wrong key: the key, what was given, what is allowed."""
+    lines = []
+    for item in error.errors(include_url=False):
+        key = ".".join(str(part) for part in item["loc"])
+        secret = re.search(r"password(?!_file)", key) is not None
+        given = "a value that is not shown" if secret else repr(item.get("input"))
+        if item["type"] == "extra_forbidden":
+            lines.append(f"{key} is not a setting; allowed here: {', '.join(_allowed(item['loc']))}")
+        elif item["type"] == "missing":
+            lines.append(f"{key} is missing")
+        else:
+            lines.append(f"{key}: {given} is not allowed: {item['msg']}")
+    return lines
+
+
+def _allowed(location: tuple[int | str, ...]) -> list[str]:
+    """The keys of the section that location lies in."""
+    model: Any = Settings
+    for part in location[:-1]:
+        if isinstance(part, int):
+            continue
+        field = model.model_fields[part].annotation
+        model = ModelSettings if part == "model" else field
+    return sorted(model.model_fields)
