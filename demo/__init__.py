@@ -1,0 +1,1 @@
+"""The demo on this machine, and the private servers that the demo, the tests and the benches use."""
