@@ -1,7 +1,7 @@
-"""Places folders where the servers' account can enter them, and clears them away.
+"""Places folders where the servers' account can enter them, and clears them away: `python -m demo.folders clean FOLDER`.
 
 Owns: the choice of the account that Postgres runs as, folders below /var/tmp with their links, stopping servers left behind.
-Never: deletes what lies outside a folder it was given or the places that links in it lead to.
+Never: deletes what lies outside a folder it was given and the shelter below /var/tmp; needs more than the standard library.
 """
 
 import contextlib
@@ -10,6 +10,7 @@ import os
 import pwd
 import shutil
 import signal
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -58,10 +59,8 @@ def place_folder(folder: Path, account: pwd.struct_passwd | None) -> Path:
 
     Where `account` cannot enter it (a checkout below /root), it is made below /var/tmp and `folder` becomes a link to it.
 
-    Raises
-    ------
-    UnsafeFolder
-        The place below /var/tmp is a link or belongs to another user, or `folder` is in the way with content.
+    Raises:
+        UnsafeFolder: The place below /var/tmp is a link or belongs to another user, or `folder` is in the way with content.
     """
     if folder.is_symlink() and folder.exists():
         return folder.resolve()
@@ -151,3 +150,22 @@ def remove_folder(folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
     with contextlib.suppress(OSError):
         shelter().rmdir()  # only when nothing else is in it
+
+
+def main(arguments: list[str]) -> int:
+    """Run `python -m demo.folders clean FOLDER`: stop the servers that run from it, then remove it; return the exit code."""
+    if len(arguments) != 2 or arguments[0] != "clean":
+        print("usage: python -m demo.folders clean FOLDER", file=sys.stderr)
+        return 2
+    folder = Path(arguments[1])
+    if not folder.exists() and not folder.is_symlink():
+        return 0
+    stopped = stop_servers(folder)
+    if stopped:
+        print(f"stopped {stopped} server{'s' if stopped > 1 else ''} that ran from {folder}")
+    remove_folder(folder)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -242,10 +242,8 @@ def fetch_tree(request: Request, tree: Path, say: Say) -> None:
 
     The tree appears under its name only when it is whole. The caller holds a lock on it.
 
-    Raises
-    ------
-    FetchFailed
-        apt is missing, no archive answers, or a package cannot be fetched or unpacked.
+    Raises:
+        FetchFailed: apt is missing, no archive answers, or a package cannot be fetched or unpacked.
     """
     missing = [tool for tool in ("apt-get", "dpkg-deb") if shutil.which(tool) is None]
     if missing:

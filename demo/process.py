@@ -106,10 +106,8 @@ class Server:
     def start(self) -> Self:
         """Start the server, making its data folder first where there is none; return when it answers a query.
 
-        Raises
-        ------
-        ServerFailed
-            It ends, or gives no answer within two minutes.
+        Raises:
+            ServerFailed: It ends, or gives no answer within two minutes.
         """
         if self.running:
             return self
@@ -137,10 +135,8 @@ class Server:
     def stop(self) -> None:
         """Stop the server in an orderly way; nothing happens if it does not run.
 
-        Raises
-        ------
-        ServerFailed
-            It does not end within a minute; it is killed then.
+        Raises:
+            ServerFailed: It does not end within a minute; it is killed then.
         """
         if self._process is None:
             return

@@ -85,10 +85,8 @@ class Programs:
     def get(self, name: str) -> Program:
         """Return the programs of one server.
 
-        Raises
-        ------
-        ProgramsMissing
-            They were not asked for when this was made.
+        Raises:
+            ProgramsMissing: They were not asked for when this was made.
         """
         program: Program | None = getattr(self, name)
         if program is None:
@@ -104,10 +102,8 @@ def cache_folder() -> Path:
 def parse_version(text: str) -> tuple[int, int, str]:
     """Parse what `mysqld --version`, `mariadbd --version` or `postgres --version` prints: major, minor, the whole number.
 
-    Raises
-    ------
-    ValueError
-        There is no version number in the text.
+    Raises:
+        ValueError: There is no version number in the text.
     """
     match = re.search(r"(?:Ver|\(PostgreSQL\))\s+((\d+)(?:\.(\d+))?[.\w]*)", text)
     if match is None:
@@ -205,10 +201,8 @@ def _locked(path: Path) -> Iterator[None]:
 def fetch_program(name: str, cache: Path, say: Say) -> Program:
     """Return the programs unpacked below `cache`, fetching them first where they are not there yet.
 
-    Raises
-    ------
-    packages.FetchFailed
-        They cannot be fetched, or do not run once they are there.
+    Raises:
+        packages.FetchFailed: They cannot be fetched, or do not run once they are there.
     """
     cache.mkdir(parents=True, exist_ok=True)
     # Postgres runs as an account of its own when the caller is root, and that account must reach its programs.
@@ -231,17 +225,17 @@ def provide(names: Iterable[str], cache: Path, say: Say) -> Programs:
 
     `say` gets one plain line per step that takes time. Two processes may do this at once.
 
-    Raises
-    ------
-    ProgramsMissing
-        Some are neither here nor to be fetched: which ones, why, and what to do instead.
-    ValueError
-        A name that is none of the three.
+    Raises:
+        ProgramsMissing: Some are neither here nor to be fetched: which ones, why, and what to do instead.
+        ValueError: A name that is none of the three.
     """
     names = list(dict.fromkeys(names))
     unknown = sorted(set(names) - set(NAMES))
     if unknown:
         raise ValueError(f"no such server: {', '.join(unknown)}; there are {', '.join(NAMES)}")
+    account = folders.find_account() if "postgres" in names else None
+    if account is not None and not folders.can_enter(cache, account):
+        say(f"'{account.pw_name}' cannot enter {cache}: folders of Postgres lie in {folders.shelter()}, with links to them")
     found: dict[str, Program] = {}
     failures: dict[str, str] = {}
     for name in names:

@@ -249,24 +249,13 @@ def _provide_and_tell(names: list[str]) -> int:
     return 0
 
 
-def _clean(folder: Path) -> int:
-    stopped = folders.stop_servers(folder)
-    if stopped:
-        print(f"stopped {stopped} server{'s' * (stopped > 1)} that ran from {folder}")
-    folders.remove_folder(folder)
-    return 0
-
-
 def main(arguments: list[str] | None = None) -> int:
-    """Run `python -m demo.servers provide NAME...` (fetch programs) or `clean FOLDER` (stop its servers, remove it)."""
+    """Run `python -m demo.servers provide NAME...`: find server programs or fetch them; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m demo.servers", description="Private servers for the demo and the tests.")
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("provide", help="find server programs on this machine or fetch them")
     command.add_argument("names", nargs="+", choices=NAMES, metavar="NAME", help=", ".join(NAMES))
-    command = commands.add_parser("clean", help="stop the servers that run from a folder, and remove it")
-    command.add_argument("folder", type=Path)
-    parsed = parser.parse_args(arguments)
-    return _provide_and_tell(parsed.names) if parsed.command == "provide" else _clean(parsed.folder)
+    return _provide_and_tell(parser.parse_args(arguments).names)
 
 
 if __name__ == "__main__":
