@@ -1,0 +1,32 @@
+"""Errors that the scorer raises on purpose.
+
+Owns the classes of the forest, its state and its features; the root and the exit codes are in `warehouse.errors`.
+"""
+
+from __future__ import annotations
+
+from warehouse.errors import TailraceError
+
+
+class BadParameter(TailraceError):
+    """A parameter of a forest, a scaler or a threshold is of the wrong type or outside its range."""
+
+    exit_code = 2
+
+
+class BadRows(TailraceError, ValueError):
+    """Rows that no forest can be asked about: wrong shape, wrong type, an infinity."""
+
+    exit_code = 2
+
+
+class ForestNotFitted(TailraceError):
+    """A forest was asked for a score before it saw a row."""
+
+    exit_code = 3
+
+
+class CheckpointRefused(TailraceError):
+    """Bytes that are no checkpoint of a forest, or one that is damaged or of an unknown version."""
+
+    exit_code = 3
