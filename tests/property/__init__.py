@@ -1,0 +1,1 @@
+"""Property tests; they need no server."""
