@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import sysconfig
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
 import pytest
+
+from tests.fixtures.servers import Database
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 PACKAGES = ("replicator", "warehouse", "scorer")
@@ -44,10 +48,10 @@ def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return venv
 
 
-def run_quietly(command: list[str], folder: Path) -> str:
+def run_quietly(command: list[str], folder: Path, variables: Mapping[str, str] | None = None) -> str:
     """Run a command in a folder without the checkout on its path; its standard output, or a failure with all it wrote."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "TAILRACE__"))}
-    done = subprocess.run(command, cwd=folder, env=clean, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=folder, env=clean | dict(variables or {}), capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{command} gave {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
@@ -109,8 +113,18 @@ def test_imports_from_the_wheel(environment: Path, package: str, tmp_path: Path)
     assert Path(where.strip()).is_relative_to(environment)
 
 
-def test_finds_its_migrations(environment: Path, tmp_path: Path) -> None:
-    """The installed warehouse reads the migrations that it carries."""
-    code = "from warehouse.migrate import read_migrations; print(*(f'{m}.sql' for m in read_migrations()))"
-    found = run_quietly([str(environment / "bin" / "python"), "-c", code], tmp_path).split()
-    assert found == sorted(path.name for path in (CHECKOUT / "migrations").glob("*.sql"))
+def test_migrates_a_warehouse(environment: Path, database: Database, tmp_path: Path) -> None:
+    """The installed command applies every migration that it carries, from a folder with nothing in it, once."""
+    warehouse = {
+        "HOST": database.host,
+        "PORT": str(database.port),
+        "USER": database.user,
+        "PASSWORD": database.password,
+        "DBNAME": database.name,
+    }
+    variables = {f"TAILRACE__WAREHOUSE__{key}": value for key, value in warehouse.items()}
+    command = [str(environment / "bin" / "warehouse"), "migrate", "--json"]
+    lines = run_quietly(command, tmp_path, variables).splitlines()
+    applied = [json.loads(line)["migration"] for line in lines]
+    assert applied == sorted(path.stem for path in (CHECKOUT / "migrations").glob("*.sql"))
+    assert run_quietly(command, tmp_path, variables) == ""
