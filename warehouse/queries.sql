@@ -79,3 +79,17 @@ ON CONFLICT (view) DO UPDATE SET
     inputs = EXCLUDED.inputs, refreshed_at = EXCLUDED.refreshed_at, duration_ms = EXCLUDED.duration_ms,
     refreshes = EXCLUDED.refreshes, failures = EXCLUDED.failures, retry_at = EXCLUDED.retry_at,
     checksum = EXCLUDED.checksum, file = EXCLUDED.file, tried = EXCLUDED.tried, grants = EXCLUDED.grants;
+
+-- name: read_scored
+-- How far each scoring model version is, for each mirror table it scores.
+SELECT w.relation, t.source, t.table_name, w.seq, w.deleted_seq, w.committed_at
+FROM scorer.watermarks w
+JOIN scorer.models m ON m.name = w.model AND m.version = w.version AND m.state = 'READY'
+JOIN warehouse.tables t ON t.mirror = w.relation
+JOIN pg_namespace n ON n.nspname = split_part(t.mirror, '.', 1)
+JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = substr(t.mirror, strpos(t.mirror, '.') + 1)
+WHERE w.reason IS NULL;
+
+-- name: read_unscored
+SELECT EXISTS (SELECT FROM warehouse.deleted_rows d
+               WHERE d.source = %(source)s AND d.table_name = %(table_name)s AND d.seq > %(deleted_seq)s);

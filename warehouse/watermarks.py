@@ -7,12 +7,13 @@ Never refreshes a view. Every read here belongs to one REPEATABLE READ transacti
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
+from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from warehouse.db import Connection
+from warehouse.db import Connection, qualified
 from warehouse.views import QUERIES, Input, View, ViewFile
 
 _JSON = ("positions", "inputs", "grants")
@@ -64,6 +65,28 @@ class Ledger:
             for source, seq, position, at in conn.execute(QUERIES["read_checkpoints"])
         }
 
+        self._scored: dict[str, Any] | None = None
+
+    def read_scored(self) -> dict[str, Any]:
+        """Per source, the position up to which every model that scores has scored every table of its own."""
+        if self._scored is None:
+            self._scored = {}
+            for relation, source, table_name, seq, deleted_seq, committed_at in self.conn.execute(
+                QUERIES["read_scored"]
+            ).fetchall():
+                unscored = sql.SQL("SELECT EXISTS (SELECT FROM {} WHERE _seq > %s)").format(qualified(relation))
+                keys = {"source": source, "table_name": table_name, "deleted_seq": deleted_seq}
+                rows = self.conn.execute(unscored, (seq,)).fetchone()
+                deletes = self.conn.execute(QUERIES["read_unscored"], keys).fetchone()
+                if rows == deletes == (False,) and source in self.checkpoints:
+                    position = self.checkpoints[source]
+                else:
+                    # The last row scored may have company in its transaction that is not scored yet.
+                    before = None if committed_at is None else (committed_at - timedelta(microseconds=1)).isoformat()
+                    position = {"seq": min(seq, deleted_seq), "position": None, "committed_at": before}
+                _lower(self._scored, source, position)
+        return self._scored
+
     def mark_of(self, file: ViewFile) -> Watermark:
         """The watermark of a file's view, a new one where there is none."""
         mark = self.marks.setdefault(file.view, Watermark(file.view))
@@ -112,6 +135,9 @@ class Ledger:
                 if below is not None:
                     for source, position in below.positions.items():
                         _lower(positions, source, position)
+            elif entry.name.startswith("scorer."):
+                for source, position in self.read_scored().items():
+                    _lower(positions, source, position)
         mark.positions = {source: position for source, position in positions.items() if source not in open_sources}
         moments = [position["committed_at"] for position in mark.positions.values()]
         mark.complete_to = None
