@@ -542,6 +542,49 @@ def score_point(tree, nodes, corners, points, row):
 
 
 @_compiled
+def score_without(tree, nodes, corners, points, row, leaf):
+    """Score that the point would get, had it not been sampled: `leaf`, which holds it, is deleted and put back exactly.
+
+    The tree is as before when the function returns. A tree that holds nothing else scores 0.
+    """
+    first_leaf = nodes.shape[0] // 2
+    parent = int(nodes[leaf]["parent"])
+    parent_left = nodes[parent]["left"] if parent != NONE else NONE
+    delete_leaf(tree, nodes, corners, leaf)
+    score = score_point(tree, nodes, corners, points, row)
+    nodes[leaf]["mass"] += 1
+    node = parent
+    if nodes[leaf]["mass"] == 1:
+        # The records of leaf and parent are at the head of the free lists, and whole but for mass and left link.
+        tree["free_leaf"] = nodes[leaf]["left"]
+        nodes[leaf]["left"] = NONE
+        if parent == NONE:
+            tree["root"] = leaf
+        else:
+            tree["free_node"] = nodes[parent]["left"]
+            nodes[parent]["left"] = parent_left
+            node = int(nodes[parent]["parent"])
+            sibling = int(nodes[parent]["right"] if parent_left == leaf else parent_left)
+            nodes[sibling]["parent"] = parent
+            nodes[parent]["mass"] = nodes[sibling]["mass"] + 1
+            if node == NONE:
+                tree["root"] = parent
+            elif nodes[node]["left"] == sibling:
+                nodes[node]["left"] = parent
+            else:
+                nodes[node]["right"] = parent
+    while node != NONE:
+        nodes[node]["mass"] += 1
+        _widen(corners, 2 * node, 2 * node + 1, corners, leaf + first_leaf)
+        nodes[node]["range_sum"] = gap_sum(corners, 2 * node + 1, 2 * node + 1, corners, 2 * node)
+        node = int(nodes[node]["parent"])
+    return score
+
+
+# --- attribution -----------------------------------------------------------------------------------
+
+
+@_compiled
 def _depth(nodes, node):
     depth = 0
     while nodes[node]["parent"] != NONE:
@@ -554,42 +597,6 @@ def _depth(nodes, node):
 def _sibling(nodes, node):
     parent = int(nodes[node]["parent"])
     return int(nodes[parent]["right"] if nodes[parent]["left"] == node else nodes[parent]["left"])
-
-
-@_compiled
-def score_without(tree, nodes, corners, points, row, leaf, shadow):
-    """Score that the point would get had it not been sampled: as after `delete_leaf(leaf)`, but nothing is changed.
-
-    Upwards from the leaf's sibling, the boxes without the leaf are the unions of the siblings passed. `shadow` (2,
-    width) float32 is scratch. A tree that holds nothing else scores 0.
-    """
-    root = int(tree["root"])
-    mass = nodes[root]["mass"] - 1
-    if mass == 0:
-        return 0.0
-    if nodes[leaf]["mass"] > 1:
-        return _leaf_term(_depth(nodes, leaf), 0.0, nodes[leaf]["mass"] - 1, mass) * math.log2(1.0 + mass)
-    node = int(nodes[leaf]["parent"])
-    sibling = _sibling(nodes, leaf)
-    depth = _depth(nodes, node)
-    value = _inverse_depth(nodes, corners, points, row, sibling, depth, mass)
-    low, high = _low_row(nodes, sibling), _high_row(nodes, sibling)
-    for i in range(points.shape[1]):
-        shadow[0, i] = corners[low, i]
-        shadow[1, i] = corners[high, i]
-    while node != root:
-        sibling = _sibling(nodes, node)
-        _widen(shadow, 0, 1, corners, _low_row(nodes, sibling))
-        _widen(shadow, 0, 1, corners, _high_row(nodes, sibling))
-        node = int(nodes[node]["parent"])
-        gap = gap_sum(shadow, 0, 1, points, row)
-        q = gap / (gap_sum(shadow, 1, 1, shadow, 0) + gap + _TINY)
-        value = q / depth + (1.0 - q) * value
-        depth -= 1
-    return value * math.log2(1.0 + mass)
-
-
-# --- attribution -----------------------------------------------------------------------------------
 
 
 @_compiled
@@ -645,7 +652,12 @@ def _explain_seen(nodes, corners, points, row, leaf, columns, amount, attributio
         vector *= 1.0 - gap / total
         _add_gaps(shadow, 0, 1, points, row, 1.0 / (total * depth), vector)
         depth -= 1
-    attribution += vector * (amount / vector.sum())
+    total = 0.0
+    for i in range(columns):
+        total += vector[0, i] + vector[1, i]
+    for i in range(columns):
+        attribution[0, i] += vector[0, i] * (amount / total)
+        attribution[1, i] += vector[1, i] * (amount / total)
 
 
 @_compiled
@@ -752,9 +764,8 @@ def score_training_rows(trees, nodes, corners, slots, points, first_row, scores,
     """`score_rows` for rows that the forest was fitted to, numbered from `first_row`: a tree that sampled a row
     scores it as if it had not.
 
-    Output modified in place.
+    Output modified in place; the trees are as before in the end.
     """
-    shadow = np.empty((2, points.shape[1]), np.float32)
     leaves = np.empty(points.shape[0], np.int32)
     for chunk in range(first_chunk, last_chunk):
         for j in range(points.shape[0]):
@@ -769,7 +780,7 @@ def score_training_rows(trees, nodes, corners, slots, points, first_row, scores,
                 if leaves[j] == NONE:
                     scores[chunk, j] += score_point(trees[t], nodes[t], corners[t], points, j)
                 else:
-                    scores[chunk, j] += score_without(trees[t], nodes[t], corners[t], points, j, int(leaves[j]), shadow)
+                    scores[chunk, j] += score_without(trees[t], nodes[t], corners[t], points, j, int(leaves[j]))
 
 
 @_compiled

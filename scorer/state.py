@@ -1,10 +1,10 @@
-"""The format of a checkpoint: a header and arrays as bytes, and back.
+r"""The format of a checkpoint: a header and arrays as bytes, and back.
 
 Owns the layout and everything that can be told from the bytes alone: that they are a checkpoint, whole, undamaged,
 and of a version that this code knows. Never knows what the arrays mean (`RandomCutForest.from_bytes` does), never
 touches a file or a database.
 
-    magic      8 bytes   b"TAILRCF\\0"
+    magic      8 bytes   b"TAILRCF\0"
     version    u32       1; little-endian, as all numbers
     length     u32       bytes of the header
     header     JSON      {"values": {name: number}, "arrays": [{"name", "dtype", "shape"}]}, UTF-8
