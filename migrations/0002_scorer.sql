@@ -20,8 +20,9 @@ CREATE TABLE scorer.models (
     threshold       double precision,
     rows_seen       bigint NOT NULL DEFAULT 0,
     training_scores jsonb,
-    feature_center  double precision[],
-    feature_scale   double precision[],
+    scaler          jsonb,
+    threshold_rule  jsonb,
+    expected_values double precision[],
     created_at      timestamptz NOT NULL DEFAULT clock_timestamp(),
     trained_at      timestamptz,
     training_ms     double precision,
@@ -33,7 +34,8 @@ COMMENT ON COLUMN scorer.models.reason IS 'why the state is as it is: what a PEN
 COMMENT ON COLUMN scorer.models.relation IS 'mirror tables whose rows are scored: schema.table patterns of LIKE, separated by commas';
 COMMENT ON COLUMN scorer.models.rows_seen IS 'rows that the forest was trained on';
 COMMENT ON COLUMN scorer.models.training_scores IS 'count, mean, sigma, minimum, maximum and quantiles of the training rows'' scores';
-COMMENT ON COLUMN scorer.models.feature_center IS 'median of each feature over the training rows, NULL where it had no value';
+COMMENT ON COLUMN scorer.models.scaler IS 'center and scale of each feature, and the bound on scaled values';
+COMMENT ON COLUMN scorer.models.expected_values IS 'median of each feature over the training rows, NaN where it had no value';
 
 CREATE TABLE scorer.watermarks (
     model        text COLLATE "C" NOT NULL,
@@ -62,7 +64,7 @@ CREATE TABLE scorer.forest_checkpoints (
     FOREIGN KEY (model, version) REFERENCES scorer.models ON DELETE CASCADE
 );
 ALTER TABLE scorer.forest_checkpoints ALTER COLUMN state SET STORAGE EXTERNAL;
-COMMENT ON TABLE scorer.forest_checkpoints IS 'the scaler and the forest of each trained version, with header and checksum';
+COMMENT ON TABLE scorer.forest_checkpoints IS 'the forest of each trained version, with header and checksum';
 
 CREATE TABLE scorer.scores (
     model         text COLLATE "C" NOT NULL,
@@ -211,7 +213,7 @@ BEGIN
     END IF;
     IF full_set ->> 'threshold' = 'quantile' THEN
         IF NOT parameters ? 'threshold_value' THEN
-            full_set := jsonb_set(full_set, '{threshold_value}', '0.99');
+            full_set := jsonb_set(full_set, '{threshold_value}', '0.995');
         END IF;
         PERFORM scorer.check_number(full_set, 'threshold_value', 0.000001, 0.999999, whole => false);
     ELSE
@@ -307,6 +309,9 @@ BEGIN
     INSERT INTO scorer.models (name, version, relation, entity_column, order_column, feature_columns, training_query, parameters)
     VALUES (name, coalesce(newest.version, 0) + 1, wanted.relation, wanted.entity_column, wanted.order_column,
             wanted.feature_columns, wanted.training_query, wanted.parameters);
+    UPDATE scorer.models m
+    SET state = 'RETIRED', reason = 'version ' || newest.version + 1 || ' replaced it before it was trained', since = clock_timestamp()
+    WHERE m.name = name AND m.version <= newest.version AND m.state IN ('PENDING', 'FAILED');
     PERFORM scorer.wake(name);
     RETURN coalesce(newest.version, 0) + 1;
 END $$;
@@ -354,8 +359,8 @@ BEGIN
         PERFORM scorer.no_such_model(name, version);
     ELSIF target.state = 'READY' THEN
         RETURN;
-    ELSIF target.state <> 'RETIRED' THEN
-        RAISE EXCEPTION 'model % version % is %, it cannot be deployed', name, version, target.state
+    ELSIF target.state <> 'RETIRED' OR target.trained_at IS NULL THEN
+        RAISE EXCEPTION 'model % version % is % and cannot be deployed', name, version, target.state
             USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Only a version that was trained can.';
     END IF;
     UPDATE scorer.models m SET state = 'RETIRED', reason = 'version ' || version || ' was deployed', since = clock_timestamp()
@@ -374,7 +379,7 @@ DECLARE
     earlier integer;
 BEGIN
     SELECT m.version INTO earlier FROM scorer.models m
-    WHERE m.name = name AND m.state = 'RETIRED'
+    WHERE m.name = name AND m.state = 'RETIRED' AND m.trained_at IS NOT NULL
       AND m.version < (SELECT r.version FROM scorer.models r WHERE r.name = name AND r.state = 'READY')
     ORDER BY m.version DESC LIMIT 1;
     IF earlier IS NULL THEN

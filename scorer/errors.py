@@ -30,3 +30,21 @@ class CheckpointRefused(TailraceError):
     """Bytes that are no checkpoint of a forest, or one that is damaged or of an unknown version."""
 
     exit_code = 3
+
+
+class ModelUnknown(TailraceError):
+    """A model or version that is not there, or not in the state that is asked for."""
+
+    exit_code = 3
+
+
+class TrainingFailed(TailraceError):
+    """A model could not be trained; its state is FAILED and says why."""
+
+    exit_code = 3
+
+
+class TrainingWaits(TailraceError):
+    """What a model learns from is not there yet; its state is PENDING and says what it waits for."""
+
+    exit_code = 75

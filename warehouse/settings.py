@@ -140,7 +140,8 @@ class ModelSettings(Section):
 
     name: Identifier
     relation: str = Field(
-        pattern=r"^[^.\s]+\.[^.]+$", description="the mirror table whose new rows are scored; % and _ match more"
+        pattern=r"^\s*[^.,\s]+\.[^.,]+(,\s*[^.,\s]+\.[^.,]+)*$",
+        description="the mirror tables whose rows are scored: schema.table, with % and _ of LIKE, several separated by commas",
     )
     training_query: str = Field(min_length=1, description="a SELECT that yields at least the feature columns")
     features: tuple[str, ...] = Field(min_length=1)

@@ -1,0 +1,121 @@
+"""Why a row scores as it does: the score split over the features.
+
+Owns the lookup of one row and the shape of the answer. Never writes.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import psycopg
+from numpy.typing import NDArray
+from psycopg import sql
+from psycopg.types.json import Jsonb
+
+from scorer.errors import BadRows, ModelUnknown
+from scorer.models import Model, as_number, check_mirror, read_forest, read_mirrors
+from warehouse.db import Connection, wrap_errors
+
+Subject = dict[str, Any] | list[float | None]
+
+
+def parse_subject(text: str) -> Subject:
+    """A row's key (a JSON object) or its features (a JSON array of numbers and nulls, in the model's order).
+
+    Raises:
+        BadRows: it is neither.
+    """
+    try:
+        subject = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise BadRows(
+            f"neither a key nor features: {error.msg}", hint='Give a key {"id": 7} or features [0.1, null, 3].'
+        ) from error
+    if isinstance(subject, dict) and subject:
+        return subject
+    if isinstance(subject, list) and all(
+        value is None or (isinstance(value, int | float) and not isinstance(value, bool)) for value in subject
+    ):
+        return subject
+    raise BadRows("neither a key nor features", hint='Give a key {"id": 7} or features [0.1, null, 3].')
+
+
+def explain_row(conn: Connection, model: Model, subject: Subject) -> dict[str, Any]:
+    """Score one row with a READY model and split the score.
+
+    Returns:
+        model, version, score, threshold, grade, direction, and features by rank, as in scorer.anomaly_features.
+
+    Raises:
+        BadRows: no such row, or not as many values as the model has features.
+    """
+    if model.scaler is None or model.threshold is None or model.expected is None:
+        raise ModelUnknown(f"model {model} was not trained yet", hint="SELECT name, state, reason FROM scorer.model_info")
+    values = read_row(conn, model, subject) if isinstance(subject, dict) else np.array(subject, np.float64)
+    if len(values) != len(model.features):
+        raise BadRows(
+            f"{len(values)} values given, the model has {len(model.features)} features",
+            hint=f"In order: {', '.join(model.features)}",
+        )
+    forest = read_forest(conn, model, 1)
+    scaled = model.scaler.transform(values[np.newaxis])
+    score = float(forest.score_samples(scaled)[0])
+    high, low = (part[0] for part in forest.explain(scaled))
+    attribution = high + low
+    order = np.argsort(-attribution, kind="stable")
+    return {
+        "model": model.name,
+        "version": model.version,
+        "score": score,
+        "threshold": model.threshold.value,
+        "grade": float(model.threshold.grade(score)),
+        "direction": "high" if high.sum() >= low.sum() else "low",
+        "features": [
+            {
+                "rank": rank,
+                "feature": model.features[i],
+                "attribution": float(attribution[i]),
+                "direction": "high" if high[i] >= low[i] else "low",
+                "value": _or_none(values[i]),
+                "expected_value": _or_none(model.expected[i]),
+            }
+            for rank, i in enumerate(order, start=1)
+        ],
+    }
+
+
+def _or_none(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
+
+
+def read_row(conn: Connection, model: Model, key: dict[str, Any]) -> NDArray[np.float64]:
+    """The features of the row with this key in the first of the model's tables that has it, NULL as NaN.
+
+    Raises:
+        BadRows: no table has it.
+    """
+    for mirror in read_mirrors(conn, model):
+        if check_mirror(model, mirror) is not None or set(mirror.key_columns) != key.keys():
+            continue
+        features = sql.SQL(", ").join(
+            as_number(sql.Identifier("m", feature), mirror.columns[feature]) for feature in model.features
+        )
+        # The key takes the types of the table's own columns.
+        query = sql.SQL(
+            "SELECT {features} FROM {table} AS m JOIN jsonb_populate_record(NULL::{table}, %s) AS k ON ({ours}) = ({theirs})"
+        ).format(
+            features=features,
+            table=sql.Identifier(mirror.schema, mirror.table),
+            ours=sql.SQL(", ").join(sql.Identifier("m", column) for column in mirror.key_columns),
+            theirs=sql.SQL(", ").join(sql.Identifier("k", column) for column in mirror.key_columns),
+        )
+        try:
+            with wrap_errors(table=mirror.name):
+                row = conn.execute(query, (Jsonb(key),)).fetchone()
+        except psycopg.errors.DataError as error:
+            raise BadRows(f"the key does not fit {mirror.name}: {error.diag.message_primary}") from error
+        if row is not None:
+            return np.array([np.nan if value is None else value for value in row], np.float64)
+    raise BadRows("no table of the model has a row with this key", hint=f"Tables: {', '.join(model.patterns)}")

@@ -1,0 +1,224 @@
+-- Static statements of the scorer. The one statement that is composed, the fill of the batch, is in batch.py.
+
+-- name: read_models
+SELECT name, version, state, relation, entity_column, order_column, feature_columns, training_query, parameters,
+       threshold_rule, scaler, expected_values
+FROM scorer.models
+WHERE state = ANY (%(states)s)
+ORDER BY name, version;
+
+-- name: read_checkpoint
+SELECT state FROM scorer.forest_checkpoints WHERE model = %(model)s AND version = %(version)s;
+
+-- name: mirrors
+SELECT n.nspname::text, c.relname::text, coalesce(t.source, ''), coalesce(t.table_name, n.nspname || '.' || c.relname),
+       t.state,
+       (SELECT jsonb_object_agg(a.attname, format_type(a.atttypid, NULL)) FROM pg_attribute a
+        WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped),
+       (SELECT array_agg(a.attname::text ORDER BY k.n)
+        FROM pg_index i, unnest(i.indkey::int2[]) WITH ORDINALITY k (attnum, n)
+        JOIN pg_attribute a ON a.attnum = k.attnum
+        WHERE i.indrelid = c.oid AND i.indisprimary AND a.attrelid = c.oid)
+FROM pg_class c
+JOIN pg_namespace n ON n.oid = c.relnamespace
+LEFT JOIN warehouse.tables t ON t.mirror = n.nspname || '.' || c.relname
+WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition
+  AND EXISTS (SELECT FROM unnest(%(patterns)s::text[]) pattern WHERE n.nspname || '.' || c.relname LIKE pattern)
+  AND EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attname = '_seq' AND NOT a.attisdropped)
+ORDER BY 1, 2;
+
+-- name: tables_not_synced
+SELECT mirror, state, reason FROM warehouse.tables WHERE mirror = ANY (%(tables)s) AND state <> 'Synced' ORDER BY mirror;
+
+-- name: set_state
+UPDATE scorer.models SET state = %(state)s, reason = %(reason)s, since = clock_timestamp()
+WHERE name = %(model)s AND version = %(version)s AND state IN ('PENDING', 'TRAINING')
+  AND (state, coalesce(reason, '')) IS DISTINCT FROM (%(state)s, coalesce(%(reason)s, ''));
+
+-- name: lock_for_deploy
+SELECT pg_advisory_xact_lock(hashtextextended('tailrace model ' || %(model)s, 0));
+
+-- name: lock_training
+SELECT FROM scorer.models WHERE name = %(model)s AND version = %(version)s AND state = 'TRAINING' FOR UPDATE;
+
+-- name: retire_other
+UPDATE scorer.models SET state = 'RETIRED', reason = 'version ' || %(version)s || ' was deployed', since = clock_timestamp()
+WHERE name = %(model)s AND state = 'READY';
+
+-- name: close_retired_incidents
+UPDATE scorer.incidents SET closed_at = statement_timestamp(), close_reason = 'model retired'
+WHERE model = %(model)s AND model_version <> %(version)s AND closed_at IS NULL;
+
+-- name: set_trained
+UPDATE scorer.models
+SET state = 'READY', reason = NULL, since = clock_timestamp(), threshold = %(threshold)s, threshold_rule = %(threshold_rule)s,
+    scaler = %(scaler)s, expected_values = %(expected_values)s, rows_seen = %(rows_seen)s, training_scores = %(training_scores)s,
+    trained_at = clock_timestamp(), training_ms = %(training_ms)s
+WHERE name = %(model)s AND version = %(version)s;
+
+-- name: write_checkpoint
+INSERT INTO scorer.forest_checkpoints (model, version, state) VALUES (%(model)s, %(version)s, %(state)s)
+ON CONFLICT (model, version) DO UPDATE SET state = excluded.state, created_at = clock_timestamp();
+
+-- name: add_watermark
+INSERT INTO scorer.watermarks (model, version, relation, source, deleted_seq, reason)
+SELECT m.name, m.version, %(relation)s, %(source)s,
+       (SELECT coalesce(max(d.seq), 0) FROM warehouse.deleted_rows d WHERE d.source = %(source)s), %(reason)s
+FROM scorer.models m WHERE m.name = %(model)s AND m.version = %(version)s
+ON CONFLICT (model, version, relation) DO UPDATE SET source = excluded.source, reason = excluded.reason
+WHERE (watermarks.source, coalesce(watermarks.reason, '')) IS DISTINCT FROM (excluded.source, coalesce(excluded.reason, ''));
+
+-- name: mark_missing
+UPDATE scorer.watermarks SET reason = 'the table is gone'
+WHERE model = %(model)s AND version = %(version)s AND relation <> ALL (%(relations)s) AND reason IS DISTINCT FROM 'the table is gone';
+
+-- name: create_batch
+CREATE TEMP TABLE IF NOT EXISTS batch (
+    n integer, relation text COLLATE "C", seq bigint, row_key jsonb, entity text, order_value double precision,
+    committed_at timestamptz, features double precision[]
+) ON COMMIT DELETE ROWS;
+
+-- name: lock_model
+SELECT FROM scorer.models WHERE name = %(model)s AND version = %(version)s AND state = 'READY' FOR SHARE;
+
+-- name: lock_watermarks
+SELECT relation, seq, deleted_seq FROM scorer.watermarks
+WHERE model = %(model)s AND version = %(version)s AND relation = ANY (%(relations)s)
+ORDER BY relation FOR UPDATE;
+
+-- name: follow_deletes
+WITH gone AS MATERIALIZED (
+    SELECT d.seq, d.key, d.table_name FROM warehouse.deleted_rows d
+    WHERE d.source = %(source)s AND d.seq > %(deleted_seq)s
+    ORDER BY d.seq LIMIT %(limit)s
+), ours AS MATERIALIZED (
+    SELECT g.seq, g.key, t.relation FROM gone g
+    JOIN unnest(%(table_names)s::text[], %(relations)s::text[]) AS t (table_name, relation) USING (table_name)
+), removed AS (
+    DELETE FROM scorer.scores s USING ours
+    WHERE s.model = %(model)s AND s.model_version = %(version)s AND s.source_table = ours.relation AND s.row_key = ours.key
+      AND s.seq < ours.seq
+), marked AS (
+    UPDATE scorer.anomalies a SET status = 'source_deleted', status_at = clock_timestamp()
+    FROM ours
+    WHERE a.model = %(model)s AND a.model_version = %(version)s AND a.source_table = ours.relation AND a.row_key = ours.key
+      AND a.status = 'open' AND a.seq < ours.seq
+    RETURNING a.id, a.incident_id
+)
+SELECT (SELECT count(*) FROM gone), (SELECT max(seq) FROM gone), (SELECT count(*) FROM marked),
+       (SELECT coalesce(array_agg(DISTINCT incident_id), '{}') FROM marked WHERE incident_id IS NOT NULL);
+
+-- name: read_batch
+SELECT count(*)::int, max(seq), max(committed_at), string_agg(array_send(features), ''::bytea ORDER BY n) FROM pg_temp.batch;
+
+-- name: write_scores
+WITH scored AS (
+    INSERT INTO scorer.scores (model, model_version, source_table, row_key, entity, order_value, score, seq)
+    SELECT %(model)s, %(version)s, relation, row_key, entity, order_value, (%(scores)s::float8[])[n], seq
+    FROM pg_temp.batch ORDER BY n
+    ON CONFLICT (model, model_version, source_table, row_key) DO UPDATE
+    SET entity = excluded.entity, order_value = excluded.order_value, score = excluded.score, seq = excluded.seq,
+        scored_at = excluded.scored_at
+    -- A row that was there before has the mark of the statement that replaced it.
+    RETURNING source_table, row_key, score, xmax <> 0 AS again
+), cleared AS (
+    UPDATE scorer.anomalies a SET status = 'cleared', status_at = clock_timestamp()
+    FROM scored s
+    WHERE s.again AND s.score <= %(threshold)s
+      AND a.model = %(model)s AND a.model_version = %(version)s AND a.source_table = s.source_table AND a.row_key = s.row_key
+      AND a.status = 'open'
+    RETURNING a.incident_id
+)
+SELECT (SELECT count(*) FROM scored WHERE again), (SELECT count(*) FROM cleared),
+       (SELECT coalesce(array_agg(DISTINCT incident_id), '{}') FROM cleared WHERE incident_id IS NOT NULL);
+
+-- name: read_open_incidents
+SELECT i.id, i.entity, i.first_seq, i.last_seq, i.first_order_value, i.last_order_value, i.anomalies, i.ordinary_rows, i.peak_score
+FROM scorer.incidents i
+WHERE i.model = %(model)s AND i.model_version = %(version)s AND i.source = %(source)s AND i.closed_at IS NULL
+  AND i.entity IN (SELECT b.entity FROM pg_temp.batch b);
+
+-- name: read_batch_rows
+SELECT b.n, b.entity, b.seq, b.order_value FROM pg_temp.batch b
+WHERE b.entity = ANY (%(entities)s) OR b.n = ANY (%(abnormal)s)
+   OR b.entity IN (SELECT e.entity FROM pg_temp.batch e WHERE e.n = ANY (%(abnormal)s))
+ORDER BY b.n;
+
+-- name: reserve_incidents
+SELECT nextval(pg_get_serial_sequence('scorer.incidents', 'id')) FROM generate_series(1, %(count)s);
+
+-- name: write_incidents
+INSERT INTO scorer.incidents AS i (id, model, model_version, source, entity, first_seq, last_seq, first_order_value,
+    last_order_value, anomalies, ordinary_rows, peak_score, closed_at, close_reason)
+OVERRIDING SYSTEM VALUE
+SELECT id, %(model)s, %(version)s, %(source)s, entity, first_seq, last_seq, nullif(first_order, 'NaN'), nullif(last_order, 'NaN'),
+       anomalies, ordinary_rows, peak_score,
+       CASE WHEN closed = 1 THEN statement_timestamp() END, CASE WHEN closed = 1 THEN 'ordinary again' END
+FROM unnest(%(ids)s::bigint[], %(entities)s::text[], %(first_seqs)s::bigint[], %(last_seqs)s::bigint[],
+            %(first_orders)s::float8[], %(last_orders)s::float8[], %(anomalies)s::bigint[], %(ordinary_rows)s::bigint[],
+            %(peaks)s::float8[], %(closed)s::bigint[])
+     AS given (id, entity, first_seq, last_seq, first_order, last_order, anomalies, ordinary_rows, peak_score, closed)
+-- Incidents that close make room for a new one of the same entity.
+ORDER BY closed DESC, id
+ON CONFLICT (id) DO UPDATE
+SET last_seq = excluded.last_seq, last_order_value = excluded.last_order_value, anomalies = excluded.anomalies,
+    ordinary_rows = excluded.ordinary_rows, peak_score = excluded.peak_score, closed_at = excluded.closed_at,
+    close_reason = excluded.close_reason;
+
+-- name: write_anomalies
+WITH given AS (
+    SELECT * FROM unnest(%(rows)s::int[], %(scores)s::float8[], %(grades)s::float8[], %(directions)s::text[], %(incidents)s::bigint[])
+        AS t (n, score, grade, direction, incident_id)
+), placed AS (
+    INSERT INTO scorer.anomalies AS a (model, model_version, source_table, row_key, entity, order_value, row_committed_at,
+        score, threshold, grade, direction, incident_id, seq)
+    SELECT %(model)s, %(version)s, b.relation, b.row_key, b.entity, b.order_value, b.committed_at,
+           g.score, %(threshold)s, g.grade, g.direction, g.incident_id, b.seq
+    FROM given g JOIN pg_temp.batch b USING (n) ORDER BY g.n
+    ON CONFLICT (model, model_version, source_table, row_key) WHERE status = 'open' DO UPDATE
+    SET entity = excluded.entity, order_value = excluded.order_value, row_committed_at = excluded.row_committed_at,
+        score = excluded.score, threshold = excluded.threshold, grade = excluded.grade, direction = excluded.direction,
+        incident_id = excluded.incident_id, seq = excluded.seq, status_at = clock_timestamp()
+    RETURNING id, source_table, row_key
+)
+SELECT b.n, p.id FROM placed p JOIN pg_temp.batch b ON b.relation = p.source_table AND b.row_key = p.row_key ORDER BY b.n;
+
+-- name: clear_features
+DELETE FROM scorer.anomaly_features WHERE anomaly_id = ANY (%(anomalies)s::bigint[]);
+
+-- name: write_features
+INSERT INTO scorer.anomaly_features (anomaly_id, feature, rank, attribution, direction, value, expected_value)
+SELECT anomaly, (%(names)s::text[])[feature], rank, attribution, CASE WHEN high = 1 THEN 'high' ELSE 'low' END,
+       nullif(value, 'NaN'), nullif(expected, 'NaN')
+FROM unnest(%(anomalies)s::bigint[], %(features)s::int[], %(ranks)s::int[], %(attributions)s::float8[], %(highs)s::int[],
+            %(values)s::float8[], %(expected)s::float8[])
+     AS given (anomaly, feature, rank, attribution, high, value, expected);
+
+-- name: close_emptied_incidents
+UPDATE scorer.incidents i SET closed_at = statement_timestamp(), close_reason = 'anomalies withdrawn'
+WHERE i.id = ANY (%(incidents)s::bigint[]) AND i.closed_at IS NULL
+  AND NOT EXISTS (SELECT FROM scorer.anomalies a WHERE a.incident_id = i.id AND a.status = 'open');
+
+-- name: advance_watermarks
+UPDATE scorer.watermarks w
+SET seq = greatest(w.seq, %(seq)s), deleted_seq = greatest(w.deleted_seq, %(deleted_seq)s), scored_at = statement_timestamp(),
+    committed_at = greatest(w.committed_at, %(committed_at)s),
+    rows_scored = w.rows_scored + (SELECT count(*) FROM pg_temp.batch b WHERE b.relation = w.relation)
+WHERE w.model = %(model)s AND w.version = %(version)s AND w.relation = ANY (%(relations)s);
+
+-- name: advance_deletes
+UPDATE scorer.watermarks SET deleted_seq = greatest(deleted_seq, %(deleted_seq)s)
+WHERE model = %(model)s AND version = %(version)s AND relation = ANY (%(relations)s);
+
+-- name: notify
+SELECT pg_notify('anomalies', %(payload)s);
+
+-- name: prune_scores
+DELETE FROM scorer.scores WHERE ctid = ANY (ARRAY(
+    SELECT ctid FROM scorer.scores WHERE scored_at < now() - make_interval(secs => %(seconds)s) LIMIT %(limit)s));
+
+-- name: read_watermarks
+SELECT model, version, relation, source, seq, deleted_seq FROM scorer.watermarks WHERE reason IS NULL;
+
+-- name: newest_delete
+SELECT coalesce(max(seq), 0) FROM warehouse.deleted_rows WHERE source = %(source)s;

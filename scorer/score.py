@@ -1,0 +1,161 @@
+"""The score job: batch after batch of every READY model until nothing is left.
+
+Owns which models and tables there are, the forests in memory, and when all is scored. Never writes scores itself
+(`scorer.batch` does).
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+
+import psycopg
+import structlog
+from psycopg import sql
+
+from scorer.arrays import register_arrays
+from scorer.batch import Batch, prepare_batches, score_batch
+from scorer.forest import RandomCutForest
+from scorer.models import QUERIES, Mirror, Model, read_forest, read_models, sync_mirrors
+from warehouse.db import Connection, qualified, wrap_errors
+from warehouse.errors import WarehouseBusy
+from warehouse.service import Stop
+from warehouse.settings import ScorerSettings
+
+log = structlog.get_logger()
+
+CATALOG_S = 1.0  # how old the picture of models and tables may be
+_CHANGED_TABLE = (psycopg.errors.UndefinedColumn, psycopg.errors.UndefinedTable, psycopg.errors.DatatypeMismatch)
+_BUSY_ATTEMPTS = 5
+
+Targets = Mapping[tuple[str, int, str], tuple[int, int]]
+
+
+class ModelScorer:
+    """Scores what is past the watermarks. Used by one thread at a time.
+
+    Args:
+        conn: in autocommit mode, for this object alone.
+        settings: batch size and threads.
+    """
+
+    def __init__(self, conn: Connection, settings: ScorerSettings) -> None:
+        self.conn = conn
+        self.settings = settings
+        self._forests: dict[tuple[str, int], RandomCutForest] = {}
+        self._models: list[tuple[Model, dict[str, list[Mirror]]]] = []
+        self._read_at = float("-inf")
+        register_arrays(conn)
+        prepare_batches(conn)
+
+    def forget(self) -> None:
+        """Read models and tables afresh before the next batch."""
+        self._read_at = float("-inf")
+
+    def run(self, stop: Stop, done: Callable[[], bool] = lambda: False) -> int:
+        """Score until nothing is left, or until done() or a request to stop; returns the number of rows.
+
+        Raises:
+            WarehouseBusy: another session was in the way again and again.
+            ModelUnknown, CheckpointRefused: a forest cannot be loaded.
+        """
+        total = 0
+        more = True
+        while more and not stop.requested and not done():
+            more = False
+            self._read_catalog()
+            for model, sources in self._models:
+                for mirrors in sources.values():
+                    batch = self._score(model, mirrors)
+                    total += batch.rows
+                    more |= batch.more
+        return total
+
+    def _read_catalog(self) -> None:
+        if time.monotonic() - self._read_at < CATALOG_S:
+            return
+        self._models = []
+        for model in read_models(self.conn, "READY"):
+            sources: defaultdict[str, list[Mirror]] = defaultdict(list)
+            for mirror in sync_mirrors(self.conn, model):
+                sources[mirror.source].append(mirror)
+            self._models.append((model, sources))
+            if (model.name, model.version) not in self._forests:
+                self._forests[model.name, model.version] = read_forest(self.conn, model, self.settings.threads)
+        ready = {(model.name, model.version) for model, _ in self._models}
+        self._forests = {key: forest for key, forest in self._forests.items() if key in ready}
+        self._read_at = time.monotonic()
+
+    def _score(self, model: Model, mirrors: list[Mirror]) -> Batch:
+        """One batch of one source's tables."""
+        started = time.perf_counter()
+        forest = self._forests[model.name, model.version]
+        for attempt in range(1, _BUSY_ATTEMPTS + 1):
+            try:
+                batch = score_batch(self.conn, model, forest, mirrors, self.settings.batch_rows)
+                break
+            except WarehouseBusy:
+                # A verb or another scorer changed the same rows first; nothing of the batch was kept.
+                if attempt == _BUSY_ATTEMPTS:
+                    raise
+            except _CHANGED_TABLE:
+                # A table changed under way; without this batch, look again.
+                self.forget()
+                return Batch(more=True)
+        if batch.rows or batch.deletes:
+            log.info(
+                "score",
+                model=model.name,
+                version=model.version,
+                rows=batch.rows,
+                deletes=batch.deletes,
+                anomalies=batch.anomalies,
+                cleared=batch.cleared,
+                incidents_opened=len(batch.opened),
+                duration_ms=round((time.perf_counter() - started) * 1000, 1),
+            )
+        return batch
+
+
+def read_targets(conn: Connection) -> Targets:
+    """What is in the mirror now: the newest _seq and the newest deletion of every table that a READY model scores."""
+    targets = {}
+    with wrap_errors():
+        for model in read_models(conn, "READY"):
+            usable = {mirror.name: mirror for mirror in sync_mirrors(conn, model)}
+            for name, mirror in usable.items():
+                row = conn.execute(_newest(name)).fetchone()
+                deleted = conn.execute(QUERIES["newest_delete"], {"source": mirror.source}).fetchone()
+                targets[model.name, model.version, name] = (row[0] if row else 0, deleted[0] if deleted else 0)
+    return targets
+
+
+def _newest(name: str) -> sql.Composed:
+    return sql.SQL("SELECT coalesce(max(_seq), 0) FROM {}").format(qualified(name))
+
+
+def is_caught_up(conn: Connection, targets: Targets) -> bool:
+    """Whether everything up to the targets is scored; a version that no longer scores counts as done."""
+    with wrap_errors():
+        rows = conn.execute(QUERIES["read_watermarks"]).fetchall()
+    ready = {(model.name, model.version) for model in read_models(conn, "READY")}
+    for model, version, relation, _source, seq, deleted in rows:
+        target = targets.get((model, version, relation))
+        if target is not None and (model, version) in ready and (seq < target[0] or deleted < target[1]):
+            return False
+    return True
+
+
+def prune_scores(conn: Connection, retention_days: float, stop: Stop, limit: int = 20_000) -> int:
+    """Delete scores older than the retention, in small transactions; returns how many. Anomalies and incidents stay."""
+    total = 0
+    while not stop.requested:
+        with wrap_errors():
+            deleted = conn.execute(QUERIES["prune_scores"], {"seconds": retention_days * 86_400, "limit": limit}).rowcount
+        total += deleted
+        if deleted < limit:
+            break
+    if total:
+        log.info("prune", scores=total)
+    return total
