@@ -18,8 +18,9 @@ import psycopg
 import structlog
 from psycopg import sql
 
-from warehouse.db import SEARCH_PATH, Connection, lock_number, wrap_errors
+from warehouse.db import SEARCH_PATH, Connection, wrap_errors
 from warehouse.errors import MigrationRefused, SchemaOutdated, WarehouseRefused
+from warehouse.locks import hold_lock
 
 log = structlog.get_logger()
 
@@ -181,7 +182,11 @@ def migrate_schema(conn: Connection, directory: Path | None = None) -> list[Migr
         WarehouseBusy: another session holds a lock for longer than 30 s; run it again.
     """
     migrations = read_migrations(directory)
-    with hold_lock(conn):
+
+    def note_waiting() -> None:
+        log.info("migrate", action="wait", reason="another process is migrating this warehouse")
+
+    with hold_lock(conn, LOCK, wait=True, note_waiting=note_waiting):
         # Read under the lock: another process may have applied them in the meantime.
         pending = find_pending(migrations, read_ledger(conn))
         if pending:
@@ -192,23 +197,6 @@ def migrate_schema(conn: Connection, directory: Path | None = None) -> list[Migr
         for migration in pending:
             apply_migration(conn, migration)
     return pending
-
-
-@contextmanager
-def hold_lock(conn: Connection) -> Iterator[None]:
-    """Hold the advisory lock of migrations, waiting for it where another process has it."""
-    number = lock_number(LOCK)
-    with wrap_errors():
-        row = conn.execute("SELECT pg_try_advisory_lock(%s)", (number,)).fetchone()
-        if row is None or not row[0]:
-            log.info("migrate", action="wait", reason="another process is migrating this warehouse")
-            conn.execute("SELECT pg_advisory_lock(%s)", (number,))
-    try:
-        yield
-    finally:
-        # A broken connection gave the lock back already.
-        if not conn.closed:
-            conn.execute("SELECT pg_advisory_unlock(%s)", (number,))
 
 
 @contextmanager

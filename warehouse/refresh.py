@@ -8,18 +8,19 @@ object that it did not make.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Literal
 
 import psycopg
 import structlog
 from psycopg import sql
 
-from warehouse.db import Connection, error_class, lock_number, qualified, wrap_errors
+from warehouse.db import Connection, error_class, qualified, wrap_errors
 from warehouse.errors import SettingsError, WarehouseUnavailable
+from warehouse.locks import hold_lock
 from warehouse.settings import RefreshSettings
 from warehouse.views import (
     SCHEMA,
@@ -83,7 +84,7 @@ def refresh_views(
     unknown = sorted(wanted - files.keys())
     if unknown:
         raise SettingsError(f"no file makes the view {', '.join(unknown)}", hint=f"There are: {', '.join(sorted(files))}")
-    with hold_lock(conn, wait=wait) as held:
+    with hold_lock(conn, LOCK, wait=wait) as held:
         if not held:
             return []
         with wrap_errors(), conn.transaction():
@@ -207,21 +208,26 @@ class Round:
 
     def create_missing(self) -> None:
         """Create every view that is not there; again and again, as long as one that was made may serve another."""
+        errors: dict[str, psycopg.Error | ViewFailed] = {}
         progress = True
         while progress:
             progress = False
             for file in self.files.values():
                 mark = self.ledger.mark_of(file)
-                if file.view in self.views or not self.is_due(file, mark):
+                hopeless = file.view in errors and not isinstance(errors[file.view], _MISSING_INPUT)
+                if file.view in self.views or hopeless or not self.is_due(file, mark):
                     continue
                 started = time.perf_counter()
-                error = self.attempt(lambda file=file, mark=mark: create_view(self.conn, file, mark.grants))  # type: ignore[misc]
+                error = self.attempt(partial(create_view, self.conn, file, mark.grants))
                 if error is not None:
-                    self.fail(file, mark, error)
+                    errors[file.view] = error
                     continue
                 self.look_again()
                 self.note_filled(file.view, "created", (time.perf_counter() - started) * 1000)
+                errors.pop(file.view, None)
                 progress = True
+        for view, error in errors.items():
+            self.fail(self.files[view], self.ledger.marks[view], error)
 
     def refresh_if_changed(self, view: View) -> None:
         """Refresh one view, unless nothing changed or its time has not come; then only its watermark moves on."""
@@ -301,24 +307,6 @@ class Round:
         if view is None or not view.populated:
             mark.complete_to, mark.positions, mark.inputs = None, {}, {}
         self.done.append(Refreshed(file.view, "pending" if pending else "failed", mark.reason, 0.0, mark.complete_to))
-
-
-@contextmanager
-def hold_lock(conn: Connection, *, wait: bool) -> Iterator[bool]:
-    """Hold the advisory lock of refreshes; yields False where another session has it and wait is False."""
-    number = lock_number(LOCK)
-    with wrap_errors():
-        query = "SELECT pg_advisory_lock(%s) IS NOT NULL" if wait else "SELECT pg_try_advisory_lock(%s)"
-        row = conn.execute(query, (number,)).fetchone()
-    if row is None or not row[0]:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        # A broken connection gave the lock back already.
-        if not conn.closed:
-            conn.execute("SELECT pg_advisory_unlock(%s)", (number,))
 
 
 def watch_inputs(conn: Connection, work: Round) -> None:
