@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -210,23 +210,21 @@ def _update(state: Path, suite: str, archives: list[Source]) -> Source:
     raise failure
 
 
-def _watch_download(folder: Path, total_bytes: int) -> Iterator[None]:
-    """Show on a terminal how much of a download is there; one step per `next`."""
-    while True:
-        if sys.stderr.isatty():
-            there = sum(path.stat().st_size for path in folder.rglob("*.deb") if path.is_file())
-            print(f"\r  {there / 1e6:6.1f} of {total_bytes / 1e6:.1f} MB", end="", file=sys.stderr, flush=True)
-        yield
+def _show_progress(folder: Path, total_bytes: int) -> None:
+    there = sum(path.stat().st_size for path in folder.rglob("*.deb") if path.is_file())
+    print(f"\r  {there / 1e6:.1f} of {total_bytes / 1e6:.1f} MB", end="", file=sys.stderr, flush=True)
 
 
 def _download(state: Path, packages: dict[str, int]) -> None:
+    """Fetch the packages into `state`/debs, with progress on a terminal."""
+    on_terminal = sys.stderr.isatty()
     with ThreadPoolExecutor(1) as pool:
         fetching = pool.submit(_run_apt, state, "download", *packages)
-        progress = _watch_download(state / "debs", sum(packages.values()))
         while not fetching.done():
-            next(progress)
+            if on_terminal:
+                _show_progress(state / "debs", sum(packages.values()))
             time.sleep(0.2)
-        if sys.stderr.isatty():
+        if on_terminal:
             print("\r\033[K", end="", file=sys.stderr, flush=True)
         fetching.result()
 
