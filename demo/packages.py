@@ -222,7 +222,7 @@ def _download(state: Path, packages: dict[str, int]) -> None:
         fetching = pool.submit(_run_apt, state, "download", *packages)
         while not fetching.done():
             if on_terminal:
-                _show_progress(state / "debs", sum(packages.values()))
+                _show_progress(state, sum(packages.values()))
             time.sleep(0.2)
         if on_terminal:
             print("\r\033[K", end="", file=sys.stderr, flush=True)
