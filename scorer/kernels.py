@@ -150,7 +150,7 @@ else:
     @_compiled
     def gap_sum(corners, low, high, points, row):
         """Sum of the gaps between points[row] and the box with corners in rows `low` and `high`; 0 inside."""
-        return _gap_sum_vector(corners, low, high, points, row)  # type: ignore[call-arg]
+        return _gap_sum_vector(corners, low, high, points, row)
 
 
 # --- random numbers --------------------------------------------------------------------------------
