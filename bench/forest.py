@@ -1,7 +1,7 @@
 """Speed of the forest beside krcf (AWS's Rust) and scikit-learn's IsolationForest.
 
-Score, score and learn, explain, fit, restore. `python bench/forest.py [--quick]`. One thread unless said. Rates are the median of
-interleaved rounds, so that a busy machine slows all alike. krcf is looked for and left out, with a word, if it is not installed
+Score, score and learn, explain, fit, restore. `python bench/forest.py [--quick]`. One thread unless said. Rates are the
+median of interleaved rounds, so that a busy machine slows all alike. krcf is looked for and left out, with a word, if it is not installed
 (`pip install krcf`); its rates include its own conversion of a row from a list, as there is no other way in.
 """
 

@@ -23,8 +23,6 @@ class BadRows(TailraceError, ValueError):
 class ForestNotFitted(TailraceError):
     """A forest was asked for a score before it saw a row."""
 
-    exit_code = 3
-
 
 class CheckpointRefused(TailraceError):
     """Bytes that are no checkpoint of a forest, or one that is damaged or of an unknown version."""

@@ -13,7 +13,7 @@ def test_figures_are_json_at_the_end_and_a_table_on_the_way():
     table, output = io.StringIO(), io.StringIO()
     report = Report("Speed", table=table, output=output)
     report.add("rows_read", 1_234_567.8, "rows/s", against="limit: 2,000,000 rows/s", ratio=0.61728, aim=0.5)
-    report.add("size", 0.012345, "MiB")
+    report.add("size", 0.0123449, "MiB")
     assert output.getvalue() == ""
     assert "rows_read" in table.getvalue()
     report.finish()
