@@ -9,10 +9,21 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from warehouse import migrate
-from warehouse.db import connect
+import psycopg
+from psycopg import sql
+
+from warehouse import describe, migrate
+from warehouse.db import Connection, connect, wrap_errors
+from warehouse.errors import SchemaOutdated, SettingsError, TryLater
+from warehouse.refresh import Refreshed, refresh_views
 from warehouse.service import Progress, Stop, add_common_arguments, keep_trying, print_json, run_command
 from warehouse.settings import Settings
+from warehouse.status import read_status, show_status
+from warehouse.views import ViewFailed
+
+
+class NotYet(TryLater):
+    """What was waited for has not happened within the time given."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -27,6 +38,29 @@ def build_parser() -> argparse.ArgumentParser:
 
     verb = add("migrate", "bring the schema to the state that this version needs")
     verb.add_argument("--plan", action="store_true", help="print what would run, change nothing")
+
+    verb = add("status", "show sources, models and derived views")
+    verb.add_argument("--tables", action="store_true", help="show every table too")
+
+    verb = add("refresh", "refresh derived views now: all whose inputs changed, or the ones named")
+    verb.add_argument("name", nargs="*", metavar="NAME", help="a view, as in engine_summary")
+
+    verb = add("settings", "show the settings in effect as TOML, secrets masked")
+    form = verb.add_mutually_exclusive_group()
+    form.add_argument("--markdown", action="store_true", help="print the reference page docs/settings.md")
+    form.add_argument("--template", action="store_true", help="print pipeline.toml with every default")
+
+    for name, text in (("pause", "stop applying a source until resume"), ("resume", "go on with a paused source")):
+        verb = add(name, text)
+        verb.add_argument("source", nargs="?", metavar="SOURCE", help="default: source.name of the settings")
+
+    verb = add("resync", "copy a table afresh from its source")
+    verb.add_argument("table", metavar="TABLE", help="database.table")
+
+    verb = add("wait-for", "wait until the mirror holds these transactions; exit 75 if it does not in time")
+    verb.add_argument("gtid_set", metavar="GTID_SET", help="as @@gtid_executed of MySQL or @@gtid_binlog_pos of MariaDB")
+    verb.add_argument("--source", default=None, help="default: source.name of the settings")
+    verb.add_argument("--timeout", type=float, default=10.0, metavar="SECONDS", help="default: 10")
     return parser
 
 
@@ -63,9 +97,106 @@ def _print_migrations(migrations: Sequence[migrate.Migration], state: str, *, as
         sys.stdout.write("nothing to apply: the schema is up to date\n")
 
 
+def run_status(args: argparse.Namespace, settings: Settings) -> None:
+    """Show the state of everything."""
+    with connect(settings.warehouse, "status") as conn:
+        parts = list(read_status(conn, tables=args.tables))
+    if not args.json:
+        show_status(parts, sys.stdout)
+        return
+    for part, rows in parts:
+        for row in rows:
+            print_json({"kind": part.kind, **row})
+
+
+def run_refresh(args: argparse.Namespace, settings: Settings) -> None:
+    """Refresh now, tell what was done, and fail if one of the views failed."""
+    with connect(settings.warehouse, "refresh") as conn:
+        migrate.require_migrations(conn)
+        done = refresh_views(conn, settings.refresh, args.name, force=True, wait=True)
+    for entry in done:
+        _print_refreshed(entry, as_json=args.json)
+    if not done and not args.json:
+        sys.stdout.write("nothing to refresh: no input changed\n")
+    failed = [entry.view for entry in done if entry.action == "failed" or (args.name and entry.action == "pending")]
+    if failed:
+        raise ViewFailed(f"not refreshed: {', '.join(failed)}", hint="See reason in warehouse.view_watermarks.")
+
+
+def _print_refreshed(entry: Refreshed, *, as_json: bool) -> None:
+    if as_json:
+        print_json(vars(entry))
+        return
+    tail = f" in {entry.duration_ms:.0f} ms" if entry.action in ("created", "recreated", "refreshed") else ""
+    if entry.complete_to is not None:
+        tail += f", complete to {entry.complete_to.isoformat(sep=' ', timespec='milliseconds')}"
+    sys.stdout.write(f"{entry.view} {entry.action}{tail}{': ' + entry.reason if entry.reason else ''}\n")
+
+
+def run_settings(args: argparse.Namespace, settings: Settings) -> None:
+    """Show the settings."""
+    if args.markdown:
+        sys.stdout.write(describe.write_markdown())
+    elif args.template:
+        sys.stdout.write(describe.write_template())
+    elif args.json:
+        print_json(describe.to_plain(settings))
+    else:
+        sys.stdout.write(describe.write_toml(settings))
+
+
+def run_request(args: argparse.Namespace, settings: Settings) -> None:
+    """Call the SQL function of the same name: pause, resume, resync."""
+    argument = args.table if args.verb == "resync" else args.source or settings.source.name
+    with connect(settings.warehouse, args.verb) as conn:
+        _call(conn, args.verb, argument)
+    if args.json:
+        print_json({"requested": args.verb, "of": argument})
+    else:
+        sys.stdout.write(f"{args.verb} of {argument} requested\n")
+
+
+def run_wait_for(args: argparse.Namespace, settings: Settings) -> None:
+    """Return once the mirror holds the transactions."""
+    source = args.source or settings.source.name
+    with connect(settings.warehouse, "wait-for") as conn:
+        reached = _call(conn, "wait_for", source, args.gtid_set, f"{args.timeout} s")
+    if not reached:
+        raise NotYet(f"{source} has not reached {args.gtid_set} within {args.timeout:g} s", hint="See: warehouse status")
+    if args.json:
+        print_json({"source": source, "reached": args.gtid_set})
+
+
+def _call(conn: Connection, function: str, *arguments: str) -> object:
+    places = sql.SQL(", ").join([sql.SQL("%s::text"), sql.SQL("%s::text"), sql.SQL("%s::interval")][: len(arguments)])
+    try:
+        with wrap_errors():
+            row = conn.execute(
+                sql.SQL("SELECT {}({})").format(sql.Identifier("warehouse", function), places), arguments
+            ).fetchone()
+    except psycopg.errors.RaiseException as error:
+        # The functions raise only for arguments that name nothing.
+        raise SettingsError(error.diag.message_primary or str(error), hint=error.diag.message_hint or "") from error
+    except (psycopg.errors.UndefinedFunction, psycopg.errors.InvalidSchemaName) as error:
+        raise SchemaOutdated("the warehouse has no schema of Tailrace yet", hint="Run: warehouse migrate") from error
+    return None if row is None else row[0]
+
+
+HANDLERS = {
+    "migrate": run_migrate,
+    "status": run_status,
+    "refresh": run_refresh,
+    "settings": run_settings,
+    "pause": run_request,
+    "resume": run_request,
+    "resync": run_request,
+    "wait-for": run_wait_for,
+}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
-    return run_command(build_parser(), {"migrate": run_migrate}, argv)
+    return run_command(build_parser(), HANDLERS, argv)
 
 
 if __name__ == "__main__":
