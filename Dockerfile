@@ -29,8 +29,7 @@ FROM ${PYTHON_IMAGE}
 RUN useradd --system --uid 10001 --create-home --home-dir /var/lib/tailrace --shell /usr/sbin/nologin tailrace
 COPY --from=build /opt/tailrace /opt/tailrace
 ENV PATH=/opt/tailrace/bin:$PATH \
-    NUMBA_CACHE_DIR=/var/lib/tailrace/numba \
-    PYTHONDONTWRITEBYTECODE=1
+    NUMBA_CACHE_DIR=/var/lib/tailrace/numba
 WORKDIR /etc/tailrace
 USER 10001
 CMD ["warehouse", "status"]
