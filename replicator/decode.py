@@ -1,0 +1,1182 @@
+"""The decoder: walks packets and events, and turns row images into COPY BINARY tuples. All numba code of the replicator.
+
+numba's cache does not notice changes in other files, so every kernel and every dtype stands here. Kernels take arrays,
+write into preallocated ones, never raise, and say by a return code why they stopped.
+Pure: no database, no logging.
+
+Sources: MySQL internals, "Binlog Event", "Rows_event", "Date and Time Data Type Representation", decimal.c (binary
+DECIMAL); PostgreSQL manual, "COPY", binary format, and the receive functions of its types (numeric.c, timestamp.c).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+# ---------------------------------------------------------------------------------------------------- dtypes
+# A column of a plan. size: bytes in a row image where fixed, 0 where a length prefix of `prefix` bytes stands before
+# the value. text: 0 UTF-8 passes as it is, 1 by a table of 256 entries, 2 never in the kernel. table: where the column's
+# labels or its character table begin.
+COLUMN = np.dtype(
+    [
+        ("kind", np.uint8),
+        ("unsigned", np.uint8),
+        ("prefix", np.uint8),
+        ("is_key", np.uint8),
+        ("text", np.uint8),
+        ("size", np.int32),
+        ("width", np.int32),
+        ("precision", np.int32),
+        ("scale", np.int32),
+        ("table", np.int32),
+        ("labels", np.int32),
+    ],
+    align=True,
+)
+# A decoder plan, one per version of a table map. fixed_out: the most bytes that a row's tuple takes beside four times
+# the bytes of its image. map_at, map_bytes: the table map's body after its id, in `blob`.
+PLAN = np.dtype(
+    [
+        ("wanted", np.uint8),
+        ("first", np.int32),
+        ("columns", np.int32),
+        ("keys", np.int32),
+        ("fixed_out", np.int32),
+        ("map_at", np.int64),
+        ("map_bytes", np.int64),
+    ],
+    align=True,
+)
+# A change of one row. image: its COPY tuple in `out` (op insert and update); key: the key fields of that tuple in
+# `keys`; old_key: the key fields before the change (update and delete). hard_at: in `out`, the raw row image of a change
+# that holds a value which the kernel leaves to Python; 0 bytes otherwise.
+CHANGE = np.dtype(
+    [
+        ("plan", np.int32),
+        ("op", np.int32),
+        ("image", np.int64),
+        ("key", np.int64),
+        ("old_key", np.int64),
+        ("hard_at", np.int64),
+        ("seq", np.int64),
+        ("commit_us", np.int64),
+        ("image_bytes", np.int32),
+        ("key_bytes", np.int32),
+        ("old_key_bytes", np.int32),
+        ("hard_bytes", np.int32),
+    ],
+    align=True,
+)
+# A whole transaction. commit_us: microseconds since 1970. number: of the GTID, 0 without. changes_end: index of its last
+# change, plus one; out_end and keys_end: how much of `out` and `keys` is used then. end_pos: offset of its end in the file
+# with the index `file`.
+TRANSACTION = np.dtype(
+    [
+        ("origin", np.uint8, (16,)),
+        ("number", np.int64),
+        ("domain", np.int64),
+        ("server", np.int64),
+        ("commit_us", np.int64),
+        ("end_pos", np.int64),
+        ("file", np.int64),
+        ("changes_end", np.int64),
+        ("out_end", np.int64),
+        ("keys_end", np.int64),
+    ],
+    align=True,
+)
+# From a table id to a plan: direct-mapped by the id's low bits.
+SLOT = np.dtype([("table_id", np.int64), ("plan", np.int64)], align=True)
+SLOTS = 1024
+
+INSERT, UPDATE, DELETE = 1, 2, 3
+
+# Why consume() returned.
+NEED_DATA, EVENT, FULL, SPLIT, SERVER_ERROR, SERVER_EOF = 0, 1, 2, 3, 4, 5
+BAD_CHECKSUM, MALFORMED, PARTIAL_IMAGE, UNKNOWN_TABLE = 10, 11, 12, 13
+
+# Cells of the state vector, int64.
+AT, CHANGES, TRANSACTIONS, OUT, KEYS, IN_TRANSACTION, SEQ, LOG_POS, CHECKSUM, FILE = 0, 1, 2, 3, 4, 5, 6, 7, 8, 9
+EVENT_AT, EVENT_BYTES, EVENT_TYPE, EVENT_TIME, WANTED_BYTES, PLAN_AT_FAULT, PENDING, JOINED = 10, 11, 12, 13, 14, 15, 16, 17
+STATE_CELLS = 24
+
+POSTGRES_EPOCH_S = 946_684_800
+POSTGRES_EPOCH_DAYS = 10_957
+
+_CRC = np.zeros((8, 256), dtype=np.uint32)
+for _i in range(256):
+    _c = _i
+    for _ in range(8):
+        _c = (_c >> 1) ^ (0xEDB88320 if _c & 1 else 0)
+    _CRC[0, _i] = _c
+for _i in range(256):
+    for _k in range(1, 8):
+        _CRC[_k, _i] = (_CRC[_k - 1, _i] >> np.uint32(8)) ^ _CRC[0, _CRC[_k - 1, _i] & np.uint32(0xFF)]
+
+_POW10 = np.array([10**i for i in range(10)], dtype=np.int64)
+_DECIMAL_BYTES = np.array([0, 1, 1, 2, 2, 3, 3, 4, 4, 4], dtype=np.int64)
+
+
+# ---------------------------------------------------------------------------------------------------- bytes
+@njit(cache=True, inline="always", nogil=True)
+def _little(data, at, size):
+    value = np.int64(0)
+    for k in range(size):
+        value |= np.int64(data[at + k]) << (8 * k)
+    return value
+
+
+@njit(cache=True, inline="always", nogil=True)
+def _big(data, at, size):
+    value = np.int64(0)
+    for k in range(size):
+        value = (value << 8) | np.int64(data[at + k])
+    return value
+
+
+@njit(cache=True, inline="always", nogil=True)
+def _put(out, o, value, size):
+    """Write the low `size` bytes of value, the highest first; the offset after them."""
+    for k in range(size):
+        out[o + k] = np.uint8((value >> (8 * (size - 1 - k))) & 0xFF)
+    return o + size
+
+
+@njit(cache=True, nogil=True)
+def crc32(data, start, end):
+    """The CRC32 (IEEE) of data[start:end], eight bytes a step.
+
+    Args:
+        data: (n,) uint8.
+
+    Source: Kounavis and Berry 2005, "A Systematic Approach to Building High Performance Software-based CRC Generators".
+    """
+    c = np.uint32(0xFFFFFFFF)
+    at = start
+    while at + 8 <= end:
+        low = c ^ np.uint32(_little(data, at, 4))
+        c = (
+            _CRC[7, low & 0xFF]
+            ^ _CRC[6, (low >> 8) & 0xFF]
+            ^ _CRC[5, (low >> 16) & 0xFF]
+            ^ _CRC[4, (low >> 24) & 0xFF]
+            ^ _CRC[3, data[at + 4]]
+            ^ _CRC[2, data[at + 5]]
+            ^ _CRC[1, data[at + 6]]
+            ^ _CRC[0, data[at + 7]]
+        )
+        at += 8
+    while at < end:
+        c = (c >> np.uint32(8)) ^ _CRC[0, (c ^ np.uint32(data[at])) & np.uint32(0xFF)]
+        at += 1
+    return c ^ np.uint32(0xFFFFFFFF)
+
+
+@njit(cache=True, nogil=True)
+def days_from_civil(year, month, day):
+    """Days from 1970-01-01 to a date of the proleptic Gregorian calendar.
+
+    Source: Hinnant, "chrono-Compatible Low-Level Date Algorithms".
+    """
+    y = year - (1 if month <= 2 else 0)
+    era = y // 400
+    of_era = y - era * 400
+    of_year = (153 * (month + (-3 if month > 2 else 9)) + 2) // 5 + day - 1
+    return era * 146097 + of_era * 365 + of_era // 4 - of_era // 100 + of_year - 719468
+
+
+@njit(cache=True, inline="always", nogil=True)
+def _is_date(year, month, day):
+    """True for dates that Postgres holds under the same name; its calendar has no year 0."""
+    if year < 1 or month < 1 or month > 12 or day < 1 or day > 31:
+        return False
+    if day <= 28:
+        return True
+    if month == 2:
+        return day == 29 and year % 4 == 0 and (year % 100 != 0 or year % 400 == 0)
+    return day <= 30 or month not in (4, 6, 9, 11)
+
+
+@njit(cache=True, nogil=True)
+def _is_utf8(data, at, end):
+    """True where data[at:end] is UTF-8 without NUL, which is what a Postgres text holds."""
+    while at < end:
+        b = data[at]
+        if b < 0x80:
+            if b == 0:
+                return False
+            at += 1
+            continue
+        if b < 0xC2 or b > 0xF4:
+            return False
+        more = 1 if b < 0xE0 else (2 if b < 0xF0 else 3)
+        if at + more >= end:
+            return False
+        second = data[at + 1]
+        if (b == 0xE0 and second < 0xA0) or (b == 0xED and second > 0x9F):
+            return False
+        if (b == 0xF0 and second < 0x90) or (b == 0xF4 and second > 0x8F):
+            return False
+        for k in range(1, more + 1):
+            if data[at + k] & 0xC0 != 0x80:
+                return False
+        at += more + 1
+    return True
+
+
+# ---------------------------------------------------------------------------------------------------- numeric
+@njit(cache=True, nogil=True)
+def _put_numeric(out, o, digits, whole, fraction, negative):
+    """Write a Postgres numeric: length, then ndigits, weight, sign, dscale (16 bits each) and digits of base 10,000.
+
+    Args:
+        digits: (whole + fraction,) uint8, decimal digits, the highest first; no leading point.
+        whole, fraction: digits before and after the point.
+        negative: the sign; ignored for zero.
+
+    Returns:
+        The offset after the value.
+    """
+    groups_whole = (whole + 3) // 4
+    groups = groups_whole + (fraction + 3) // 4
+    at = o + 12
+    first = -1
+    last = -1
+    for g in range(groups):
+        value = 0
+        start = whole - 4 * (groups_whole - g)
+        for k in range(4):
+            i = start + k
+            value = value * 10 + (np.int64(digits[i]) if 0 <= i < whole + fraction else 0)
+        if value != 0:
+            if first < 0:
+                first = g
+            last = g
+        if first >= 0:
+            _put(out, at + 2 * (g - first), value, 2)
+    count = 0 if first < 0 else last - first + 1
+    _put(out, o, 8 + 2 * count, 4)
+    _put(out, o + 4, count, 2)
+    _put(out, o + 6, 0 if count == 0 else groups_whole - 1 - first, 2)
+    _put(out, o + 8, 0x4000 if negative and count > 0 else 0, 2)
+    _put(out, o + 10, fraction, 2)
+    return at + 2 * count
+
+
+@njit(cache=True, nogil=True)
+def _put_decimal(data, at, precision, scale, out, o, digits):
+    """Write a binary DECIMAL as numeric: groups of nine digits in four bytes, high first, sign in the first bit."""
+    whole = precision - scale
+    negative = data[at] & 0x80 == 0
+    flip = np.uint8(0xFF) if negative else np.uint8(0)
+    n = 0
+    first = True
+    for part in range(2):
+        count = whole if part == 0 else scale
+        odd = count % 9
+        for g in range(count // 9 + 1):
+            # the short group stands first before the point and last after it
+            size = odd if (g == 0) == (part == 0) and g == (0 if part == 0 else count // 9) else 9
+            if part == 0 and g > 0:
+                size = 9
+            if part == 1 and g < count // 9:
+                size = 9
+            if size == 0:
+                continue
+            value = np.int64(0)
+            for _ in range(_DECIMAL_BYTES[size]):
+                byte = data[at] ^ flip
+                if first:
+                    byte ^= np.uint8(0x80)
+                    first = False
+                value = (value << 8) | np.int64(byte)
+                at += 1
+            for k in range(size):
+                digits[n + k] = np.uint8((value // _POW10[size - 1 - k]) % 10)
+            n += size
+    return _put_numeric(out, o, digits, whole, scale, negative)
+
+
+@njit(cache=True, nogil=True)
+def _put_unsigned(out, o, value, digits):
+    """Write a 64-bit unsigned integer, given as int64 bits, as numeric."""
+    v = np.uint64(value)
+    for k in range(20):
+        digits[19 - k] = np.uint8(v % np.uint64(10))
+        v = v // np.uint64(10)
+    return _put_numeric(out, o, digits, 20, 0, False)
+
+
+@njit(cache=True, nogil=True)
+def decimal_bytes(precision, scale):
+    """Bytes of a binary DECIMAL(precision, scale)."""
+    whole = precision - scale
+    return (whole // 9) * 4 + _DECIMAL_BYTES[whole % 9] + (scale // 9) * 4 + _DECIMAL_BYTES[scale % 9]
+
+
+# ---------------------------------------------------------------------------------------------------- times
+@njit(cache=True, inline="always", nogil=True)
+def _fraction_us(data, at, scale):
+    """The fractional seconds after a time value, microseconds."""
+    size = (scale + 1) // 2
+    value = _big(data, at, size)
+    for _ in range(3 - size):
+        value *= 100
+    return value
+
+
+@njit(cache=True, nogil=True)
+def _put_datetime(out, o, year, month, day, hour, minute, second, us):
+    """Write a Postgres timestamp: 8, then microseconds since 2000-01-01."""
+    days = days_from_civil(year, month, day) - POSTGRES_EPOCH_DAYS
+    o = _put(out, o, 8, 4)
+    return _put(out, o, ((days * 24 + hour) * 60 + minute) * 60_000_000 + second * 1_000_000 + us, 8)
+
+
+@njit(cache=True, nogil=True)
+def _put_interval(out, o, us):
+    """Write a Postgres interval of microseconds: 16, then microseconds, days, months."""
+    o = _put(out, o, 16, 4)
+    o = _put(out, o, us, 8)
+    return _put(out, o, 0, 8)
+
+
+@njit(cache=True, inline="always", nogil=True)
+def _time_us(data, at, scale):
+    """A TIME value of a row image, microseconds; negative ones are stored as a complement, fraction included."""
+    size = (scale + 1) // 2
+    packed = _big(data, at, 3 + size) - (np.int64(0x800000) << (8 * size))
+    negative = packed < 0
+    if negative:
+        packed = -packed
+    seconds = packed >> (8 * size)
+    us = packed & ((np.int64(1) << (8 * size)) - 1)
+    for _ in range(3 - size):
+        us *= 100
+    total = (((seconds >> 12) & 0x3FF) * 3600 + ((seconds >> 6) & 0x3F) * 60 + (seconds & 0x3F)) * 1_000_000 + us
+    return -total if negative else total
+
+
+# ---------------------------------------------------------------------------------------------------- values
+@njit(cache=True, inline="always", nogil=True)
+def _put_null(out, o):
+    return _put(out, o, np.int64(0xFFFFFFFF), 4)
+
+
+@njit(cache=True, nogil=True)
+def _put_text(column, data, at, size, out, o, blob):
+    """Write text or bytes of `size` bytes; a text that the kernel leaves to Python is written as NULL.
+
+    Returns:
+        The offset after the value, and 1 where it is left to Python.
+    """
+    if column.kind == 15:
+        total = max(size, np.int64(column.width))
+        o = _put(out, o, total, 4)
+        for k in range(size):
+            out[o + k] = data[at + k]
+        for k in range(size, total):
+            out[o + k] = 0
+        return o + total, 0
+    if column.text == 0:
+        if not _is_utf8(data, at, at + size):
+            return _put_null(out, o), 1
+        o = _put(out, o, size, 4)
+        for k in range(size):
+            out[o + k] = data[at + k]
+        return o + size, 0
+    if column.text == 1:
+        start = o
+        o += 4
+        for k in range(size):
+            # four bytes an entry: how many bytes of UTF-8 (0: no such character), and these
+            entry = column.table + 4 * np.int64(data[at + k])
+            count = blob[entry]
+            if count == 0:
+                return _put_null(out, start), 1
+            for n in range(count):
+                out[o] = blob[entry + 1 + n]
+                o += 1
+        _put(out, start, o - start - 4, 4)
+        return o, 0
+    return _put_null(out, o), 1
+
+
+@njit(cache=True, inline="always", nogil=True)
+def _put_label(labels, entry, blob, out, o):
+    at = labels[2 * entry]
+    size = labels[2 * entry + 1]
+    for k in range(size):
+        out[o + k] = blob[at + k]
+    return o + size
+
+
+@njit(cache=True, nogil=True)
+def _put_choice(column, value, out, o, blob, labels):
+    """Write an ENUM's index (0: the empty string of a rejected value) or a SET's bits as text."""
+    start = o
+    o += 4
+    if column.kind == 16:
+        if value < 0 or value > column.labels:
+            return _put_null(out, start), 1
+        if value > 0:
+            o = _put_label(labels, column.table + value - 1, blob, out, o)
+    else:
+        if column.labels < 64 and value >> column.labels != 0:
+            return _put_null(out, start), 1
+        for n in range(column.labels):
+            if (value >> n) & 1:
+                if o > start + 4:
+                    out[o] = 44
+                    o += 1
+                o = _put_label(labels, column.table + n, blob, out, o)
+    _put(out, start, o - start - 4, 4)
+    return o, 0
+
+
+@njit(cache=True, nogil=True)
+def _put_bits(data, at, size, bits, out, o):
+    """Write a BIT: number of bits, then the bits from the left; MySQL stores them at the right."""
+    o = _put(out, o, 4 + size, 4)
+    o = _put(out, o, bits, 4)
+    shift = 8 * size - bits
+    for k in range(size):
+        value = np.int64(data[at + k]) << shift
+        if k + 1 < size:
+            value |= np.int64(data[at + k + 1]) >> (8 - shift)
+        out[o + k] = np.uint8(value & 0xFF)
+    return o + size
+
+
+@njit(cache=True, nogil=True)
+def _put_integer(column, value, out, o, digits):
+    """Write an integer in the width of its mirror type; value holds the sign, or the bits of an unsigned one."""
+    kind = column.kind
+    if kind == 1 or (kind == 2 and column.unsigned == 0) or kind == 9:
+        o = _put(out, o, 2, 4)
+        return _put(out, o, value, 2)
+    if kind == 2 or kind == 3 or (kind == 4 and column.unsigned == 0):
+        o = _put(out, o, 4, 4)
+        return _put(out, o, value, 4)
+    if kind == 4 or column.unsigned == 0:
+        o = _put(out, o, 8, 4)
+        return _put(out, o, value, 8)
+    return _put_unsigned(out, o, value, digits)
+
+
+@njit(cache=True, inline="always", nogil=True)
+def _integer(column, data, at, size):
+    value = _little(data, at, size)
+    if column.unsigned == 0 and size < 8 and (value >> (8 * size - 1)) & 1:
+        value -= np.int64(1) << (8 * size)
+    return value
+
+
+@njit(cache=True, nogil=True)
+def _put_value(column, data, at, size, out, o, blob, labels, digits):
+    """Write one value of a row image as a COPY field: length, then the bytes of the mirror type's receive function.
+
+    Args:
+        column: a record of COLUMN.
+        at, size: the value in data, its length prefix left out.
+
+    Returns:
+        The offset after the field, and 1 where the value is left to Python (the field is then NULL).
+    """
+    kind = column.kind
+    if kind == 7:
+        o = _put(out, o, 8, 4)
+        return _put(out, o, _little(data, at, 8), 8), 0
+    if kind <= 5:
+        return _put_integer(column, _integer(column, data, at, size), out, o, digits), 0
+    if kind == 6:
+        o = _put(out, o, 4, 4)
+        return _put(out, o, _little(data, at, 4), 4), 0
+    if kind == 8:
+        return _put_decimal(data, at, column.precision, column.scale, out, o, digits), 0
+    if kind == 14 or kind == 15:
+        return _put_text(column, data, at, size, out, o, blob)
+    if kind == 12:
+        packed = _big(data, at, 5) - np.int64(0x8000000000)
+        months = packed >> 22
+        year, month, day = months // 13, months % 13, (packed >> 17) & 31
+        if packed < 0 or not _is_date(year, month, day):
+            return _put_null(out, o), 1
+        us = _fraction_us(data, at + 5, column.scale)
+        return _put_datetime(out, o, year, month, day, (packed >> 12) & 31, (packed >> 6) & 63, packed & 63, us), 0
+    if kind == 13 or kind == 21:
+        seconds = _big(data, at, 4) if kind == 13 else _little(data, at, 4)
+        us = _fraction_us(data, at + 4, column.scale) if kind == 13 else np.int64(0)
+        if seconds == 0 and us == 0:
+            return _put_null(out, o), 1
+        o = _put(out, o, 8, 4)
+        return _put(out, o, (seconds - POSTGRES_EPOCH_S) * 1_000_000 + us, 8), 0
+    if kind == 10:
+        packed = _little(data, at, 3)
+        if not _is_date(packed >> 9, (packed >> 5) & 15, packed & 31):
+            return _put_null(out, o), 1
+        o = _put(out, o, 4, 4)
+        return _put(out, o, days_from_civil(packed >> 9, (packed >> 5) & 15, packed & 31) - POSTGRES_EPOCH_DAYS, 4), 0
+    if kind == 11:
+        return _put_interval(out, o, _time_us(data, at, column.scale)), 0
+    if kind == 9:
+        year = np.int64(data[at])
+        return _put_integer(column, year + 1900 if year else year, out, o, digits), 0
+    if kind == 16 or kind == 17:
+        return _put_choice(column, _little(data, at, size), out, o, blob, labels)
+    if kind == 18:
+        return _put_bits(data, at, size, column.width, out, o), 0
+    if kind == 19:
+        value = _little(data, at, 3)
+        if value & 0x800000:
+            value -= 0x1000000
+        size = abs(value)
+        us = (size // 10000 * 3600 + size // 100 % 100 * 60 + size % 100) * 1_000_000
+        return _put_interval(out, o, -us if value < 0 else us), 0
+    if kind == 20:
+        value = _little(data, at, 8)
+        date = value // 1_000_000
+        year, month, day = date // 10000, date // 100 % 100, date % 100
+        if not _is_date(year, month, day):
+            return _put_null(out, o), 1
+        return _put_datetime(out, o, year, month, day, value // 10000 % 100, value // 100 % 100, value % 100, 0), 0
+    return _put_null(out, o), 1
+
+
+# ---------------------------------------------------------------------------------------------------- rows
+@njit(cache=True, nogil=True)
+def _read_image(data, at, end, plan, columns, blob, labels, full, out, o, keys, k, digits):
+    """Read one row image; write its tuple's fields into out (where full) and its key fields into keys.
+
+    Returns:
+        Where the image ends (-1: beyond end), the offsets after what was written, and whether a value, and whether a
+        key's value, is left to Python.
+    """
+    count = np.int64(plan.columns)
+    nulls = at
+    at += (count + 7) // 8
+    hard = 0
+    hard_key = 0
+    if at > end:
+        return np.int64(-1), o, k, hard, hard_key
+    for i in range(count):
+        column = columns[plan.first + i]
+        if (data[nulls + (i >> 3)] >> (i & 7)) & 1:
+            if full:
+                o = _put_null(out, o)
+            if column.is_key:
+                k = _put_null(keys, k)
+            continue
+        size = np.int64(column.size)
+        if size == 0:
+            prefix = np.int64(column.prefix)
+            if at + prefix > end:
+                return np.int64(-1), o, k, hard, hard_key
+            size = _little(data, at, prefix)
+            at += prefix
+        if size < 0 or at + size > end:
+            return np.int64(-1), o, k, hard, hard_key
+        if full:
+            start = o
+            o, left = _put_value(column, data, at, size, out, o, blob, labels, digits)
+            hard |= left
+            if column.is_key:
+                hard_key |= left
+                for n in range(start, o):
+                    keys[k] = out[n]
+                    k += 1
+        elif column.is_key:
+            k, left = _put_value(column, data, at, size, keys, k, blob, labels, digits)
+            hard_key |= left
+        at += size
+    return at, o, k, hard, hard_key
+
+
+@njit(cache=True, inline="always", nogil=True)
+def _put_own_columns(out, o, seq, commit_us):
+    """Write _seq, _committed_at and an empty _raw."""
+    o = _put(out, o, 8, 4)
+    o = _put(out, o, seq, 8)
+    if commit_us < 0:
+        o = _put_null(out, o)
+    else:
+        o = _put(out, o, 8, 4)
+        o = _put(out, o, commit_us - POSTGRES_EPOCH_S * 1_000_000, 8)
+    return _put_null(out, o)
+
+
+@njit(cache=True, nogil=True)
+def _read_rows(data, at, end, kind, p, plan, columns, blob, labels, out, keys, changes, state, commit_us, digits):
+    """Read the row images of one rows event.
+
+    Args:
+        at: the number of columns (a packed integer) and the bitmaps of those present, then the images.
+        kind: INSERT, UPDATE or DELETE.
+
+    Returns:
+        0, or FULL, MALFORMED, PARTIAL_IMAGE; then nothing of the event counts.
+    """
+    n, o, k, seq = state[CHANGES], state[OUT], state[KEYS], state[SEQ]
+    count = np.int64(plan.columns)
+    width = np.int64(data[at])
+    at += 1
+    if width == 252:
+        width = _little(data, at, 2)
+        at += 2
+    if width != count:
+        return MALFORMED
+    for _ in range(2 if kind == UPDATE else 1):
+        for i in range(count):
+            if at + (i >> 3) >= end:
+                return MALFORMED
+            if not (data[at + (i >> 3)] >> (i & 7)) & 1:
+                return PARTIAL_IMAGE
+        at += (count + 7) // 8
+    while at < end:
+        room = 4 * (end - at) + plan.fixed_out
+        if n >= changes.shape[0] or o + room > out.shape[0] or k + 2 * room > keys.shape[0]:
+            return FULL
+        change = changes[n]
+        seq += 1
+        change.plan = p
+        change.op = kind
+        change.seq = seq
+        change.commit_us = commit_us
+        change.hard_bytes = 0
+        change.old_key_bytes = 0
+        change.key_bytes = 0
+        change.image_bytes = 0
+        if kind != INSERT:
+            change.old_key = k
+            image_at = at
+            at, o, k, _, hard_key = _read_image(data, at, end, plan, columns, blob, labels, False, out, o, keys, k, digits)
+            if at < 0:
+                return MALFORMED
+            change.old_key_bytes = k - change.old_key
+            if hard_key:
+                # marks the change for Python, which refuses it: the row could not be found again
+                change.hard_bytes = -1
+        if kind != DELETE:
+            change.image = o
+            change.key = k
+            image_at = at
+            o = _put(out, o, count + 3, 2)
+            at, o, k, hard, hard_key = _read_image(data, at, end, plan, columns, blob, labels, True, out, o, keys, k, digits)
+            if at < 0:
+                return MALFORMED
+            change.key_bytes = k - change.key
+            o = _put_own_columns(out, o, seq, commit_us)
+            change.image_bytes = o - change.image
+            if hard_key:
+                change.hard_bytes = -1
+            elif hard and change.hard_bytes == 0:
+                change.hard_at = o
+                change.hard_bytes = at - image_at
+                for i in range(image_at, at):
+                    out[o] = data[i]
+                    o += 1
+        n += 1
+    state[CHANGES], state[OUT], state[KEYS], state[SEQ] = n, o, k, seq
+    return 0
+
+
+# ---------------------------------------------------------------------------------------------------- events
+@njit(cache=True, inline="always", nogil=True)
+def _same(data, at, blob, start, size):
+    for k in range(size):
+        if data[at + k] != blob[start + k]:
+            return False
+    return True
+
+
+@njit(cache=True, nogil=True)
+def commit(state, transactions):
+    """Close the transaction at hand."""
+    tx = transactions[state[TRANSACTIONS]]
+    tx.changes_end = state[CHANGES]
+    tx.out_end = state[OUT]
+    tx.keys_end = state[KEYS]
+    tx.end_pos = state[LOG_POS]
+    tx.file = state[FILE]
+    state[TRANSACTIONS] += 1
+    state[IN_TRANSACTION] = 0
+    state[PENDING] = 0
+
+
+@njit(cache=True, nogil=True)
+def _begin(state, tx, data, at, end, kind, time_s):
+    """Read a GTID event into the transaction at hand.
+
+    MySQL: flags 1, uuid 16, number 8, logical clock 1 + 16, then 7 bytes commit time in microseconds, whose bit 55 says
+    that another one follows. MariaDB: number 8, domain 4, flags 1; the server id stands in the event's header.
+
+    Returns:
+        False where the event is too short.
+    """
+    tx.commit_us = time_s * 1_000_000
+    tx.number = 0
+    if kind == 162:
+        if end - at < 13:
+            return False
+        tx.number = _little(data, at, 8)
+        tx.domain = _little(data, at + 8, 4)
+        tx.server = _little(data, at - 14, 4)
+        # bit 0: a statement that stands alone (DDL); then no commit follows
+        state[IN_TRANSACTION] = 0 if data[at + 12] & 1 else 1
+        state[PENDING] = 1
+        return True
+    if end - at < 25:
+        return False
+    if kind == 33:
+        tx.number = _little(data, at + 17, 8)
+    for i in range(16):
+        tx.origin[i] = data[at + 1 + i]
+    if end - at >= 49:
+        commit_us = _little(data, at + 42, 7) & ((np.int64(1) << 55) - 1)
+        if commit_us > 0:
+            tx.commit_us = commit_us
+    state[PENDING] = 1
+    return True
+
+
+@njit(cache=True, nogil=True)
+def consume(data, end, state, slots, plans, columns, blob, labels, out, keys, changes, transactions, digits):
+    """Walk packets in data[state[AT]:end] until something needs Python.
+
+    Args:
+        data: (n,) uint8, bytes from the dump connection: packets of 3 bytes length, 1 byte number, then 0 and an event.
+        state: (STATE_CELLS,) int64, modified in place; see the cells above.
+        slots: (SLOTS,) SLOT. plans: (p,) PLAN. columns: (c,) COLUMN. blob: (b,) uint8. labels: (2 l,) int32.
+        out, keys: uint8, modified in place. changes: CHANGE, modified in place. transactions: TRANSACTION, modified in
+            place. digits: (>= 81,) uint8, scratch.
+
+    Returns:
+        NEED_DATA: the next packet is not whole (WANTED_BYTES: at least so many from AT on). EVENT: the event at EVENT_AT
+        is for Python; AT is already behind it. FULL: an output array has no room; call again with a larger one. SPLIT:
+        the packet at AT is continued in the next. SERVER_ERROR, SERVER_EOF: the packet at AT says so. Otherwise what is
+        wrong with the event at EVENT_AT.
+    """
+    while True:
+        at = state[AT]
+        if end - at < 4:
+            state[WANTED_BYTES] = 4
+            return NEED_DATA
+        # an event of several packets has been joined, and its length does not fit into a packet's header
+        size = state[JOINED] if state[JOINED] > 0 else _little(data, at, 3)
+        if size == 0xFFFFFF and state[JOINED] == 0:
+            return SPLIT
+        if end - at < 4 + size:
+            state[WANTED_BYTES] = 4 + size
+            return NEED_DATA
+        if size < 1:
+            state[EVENT_AT], state[EVENT_BYTES] = at, 0
+            return MALFORMED
+        if data[at + 4] == 0xFF:
+            return SERVER_ERROR
+        if data[at + 4] == 0xFE:
+            return SERVER_EOF
+        e = at + 5
+        length = size - 1
+        state[EVENT_AT], state[EVENT_BYTES] = e, length
+        if data[at + 4] != 0 or length < 19 or _little(data, e + 9, 4) != length:
+            return MALFORMED
+        kind = np.int64(data[e + 4])
+        time_s = _little(data, e, 4)
+        state[EVENT_TYPE], state[EVENT_TIME] = kind, time_s
+        body = e + 19
+        stop = e + length
+        # FORMAT_DESCRIPTION and ROTATE have rules of their own for the checksum; Python checks these.
+        if state[CHECKSUM] and kind != 15 and kind != 4:
+            stop -= 4
+            if stop < body:
+                return MALFORMED
+            if np.int64(crc32(data, e, stop)) != _little(data, stop, 4):
+                return BAD_CHECKSUM
+        if transactions.shape[0] - state[TRANSACTIONS] < 2:
+            return FULL
+        # The header has 32 bits of the offset; within a file it only grows. Artificial events say 0.
+        log_pos = _little(data, e + 13, 4)
+        before = state[LOG_POS]
+        if log_pos > 0 and kind != 15 and kind != 4:
+            whole = (before & ~np.int64(0xFFFFFFFF)) | log_pos
+            if whole < before:
+                whole += np.int64(1) << 32
+            state[LOG_POS] = whole
+        tx = transactions[state[TRANSACTIONS]]
+        hand_over = False
+        if kind == 19:
+            slot = slots[_little(data, body, 6) & (SLOTS - 1)] if stop - body >= 8 else slots[0]
+            plan = plans[slot.plan]
+            hand_over = (
+                slot.table_id != _little(data, body, 6)
+                or plan.map_bytes != stop - body - 6
+                or not _same(data, body + 6, blob, plan.map_at, plan.map_bytes)
+            )
+        elif 30 <= kind <= 32 or 23 <= kind <= 25:
+            if stop - body < 11:
+                return MALFORMED
+            table_id = _little(data, body, 6)
+            rows_at = body + 8
+            if kind >= 30:
+                rows_at += _little(data, body + 8, 2)
+            # a table id of all ones closes a statement and carries no rows
+            if table_id != 0xFFFFFF:
+                slot = slots[table_id & (SLOTS - 1)]
+                if rows_at >= stop or state[IN_TRANSACTION] == 0:
+                    return MALFORMED
+                if slot.table_id != table_id:
+                    return UNKNOWN_TABLE
+                plan = plans[slot.plan]
+                state[PLAN_AT_FAULT] = slot.plan
+                if plan.wanted:
+                    op = kind - 29 if kind >= 30 else kind - 22
+                    code = _read_rows(
+                        data, rows_at, stop, op, slot.plan, plan, columns, blob, labels, out, keys, changes, state,
+                        tx.commit_us, digits,
+                    )  # fmt: skip
+                    if code != 0:
+                        state[LOG_POS] = before
+                        return code
+        elif kind == 16:
+            if state[IN_TRANSACTION] == 0:
+                return MALFORMED
+            commit(state, transactions)
+        elif kind == 33 or kind == 34 or kind == 162:
+            if state[IN_TRANSACTION] != 0 or not _begin(state, tx, data, body, stop, kind, time_s):
+                return MALFORMED
+            # MariaDB flags a prepared or completed XA transaction here
+            hand_over = kind == 162 and data[body + 12] & 0xC0 != 0
+        elif kind == 2:
+            text = body + 13 + _little(data, body + 11, 2) + np.int64(data[body + 8]) + 1 if stop - body >= 13 else stop
+            if stop - text == 5 and _big(data, text, 5) == 0x424547494E:  # BEGIN
+                if state[PENDING] == 0:
+                    tx.number = 0
+                    tx.commit_us = time_s * 1_000_000
+                state[IN_TRANSACTION] = 1
+            elif stop - text == 6 and _big(data, text, 6) == 0x434F4D4D4954 and state[IN_TRANSACTION]:  # COMMIT
+                commit(state, transactions)
+            else:
+                hand_over = True
+        else:
+            hand_over = True
+        state[AT] = at + 4 + size
+        state[JOINED] = 0
+        if hand_over:
+            return EVENT
+
+
+# ---------------------------------------------------------------------------------------------------- result sets
+@njit(cache=True, inline="always", nogil=True)
+def _packed_integer(data, at):
+    """A length-encoded integer and the offset after it."""
+    first = np.int64(data[at])
+    if first < 251:
+        return first, at + 1
+    size = 2 if first == 252 else (3 if first == 253 else 8)
+    return _little(data, at + 1, size), at + 1 + size
+
+
+@njit(cache=True, nogil=True)
+def _put_decimal_text(data, at, size, column, out, o, digits):
+    """Write a DECIMAL that came as text, as numeric."""
+    negative = size > 0 and data[at] == 45
+    start = at + (1 if negative else 0)
+    whole = 0
+    n = 0
+    seen_point = False
+    for i in range(start, at + size):
+        if data[i] == 46:
+            seen_point = True
+            continue
+        digits[n] = data[i] - 48
+        n += 1
+        if not seen_point:
+            whole += 1
+    return _put_numeric(out, o, digits, whole, n - whole, negative)
+
+
+@njit(cache=True, nogil=True)
+def _result_value_size(column, data, at):
+    """Where a value of a binary result row begins and how many bytes it takes.
+
+    Times begin behind their own length byte, which is their size; text behind its length.
+    """
+    kind = column.kind
+    if kind <= 5:
+        return at, np.int64(1 if kind == 1 else (2 if kind == 2 else (8 if kind == 5 else 4)))
+    if kind == 7:
+        return at, np.int64(8)
+    if kind == 6:
+        return at, np.int64(4)
+    if kind == 9:
+        return at, np.int64(2)
+    if kind == 16 or kind == 17:
+        return at, np.int64(8)
+    size, at = _packed_integer(data, at)
+    return at, size
+
+
+@njit(cache=True, nogil=True)
+def _put_result_value(column, data, at, size, out, o, blob, labels, digits):
+    """Write one value of a binary result row as a COPY field; see _put_value."""
+    kind = column.kind
+    if kind <= 5:
+        return _put_integer(column, _integer(column, data, at, size), out, o, digits), 0
+    if kind == 9:
+        return _put_integer(column, _little(data, at, 2), out, o, digits), 0
+    if kind == 6 or kind == 7:
+        o = _put(out, o, size, 4)
+        return _put(out, o, _little(data, at, size), size), 0
+    if kind == 8:
+        return _put_decimal_text(data, at, size, column, out, o, digits), 0
+    if kind == 14 or kind == 15:
+        return _put_text(column, data, at, size, out, o, blob)
+    if kind == 16 or kind == 17:
+        return _put_choice(column, _little(data, at, 8), out, o, blob, labels)
+    if kind == 18:
+        return _put_bits(data, at, size, column.width, out, o), 0
+    if kind == 11 or kind == 19:
+        us = np.int64(0)
+        if size >= 8:
+            seconds = ((_little(data, at + 1, 4) * 24 + data[at + 5]) * 60 + data[at + 6]) * 60 + data[at + 7]
+            us = seconds * 1_000_000 + (_little(data, at + 8, 4) if size >= 12 else 0)
+            if data[at]:
+                us = -us
+        return _put_interval(out, o, us), 0
+    if kind == 10 or kind == 12 or kind == 13 or kind == 20 or kind == 21:
+        if size < 4 or not _is_date(_little(data, at, 2), np.int64(data[at + 2]), np.int64(data[at + 3])):
+            return _put_null(out, o), 1
+        year, month, day = _little(data, at, 2), np.int64(data[at + 2]), np.int64(data[at + 3])
+        if kind == 10:
+            o = _put(out, o, 4, 4)
+            return _put(out, o, days_from_civil(year, month, day) - POSTGRES_EPOCH_DAYS, 4), 0
+        hour = minute = second = us = np.int64(0)
+        if size >= 7:
+            hour, minute, second = np.int64(data[at + 4]), np.int64(data[at + 5]), np.int64(data[at + 6])
+        if size >= 11:
+            us = _little(data, at + 7, 4)
+        return _put_datetime(out, o, year, month, day, hour, minute, second, us), 0
+    return _put_null(out, o), 1
+
+
+@njit(cache=True, nogil=True)
+def consume_result(data, end, state, p, plan, columns, blob, labels, out, changes, digits):
+    """Turn the packets of a binary result set in data[state[AT]:end] into COPY tuples, as inserts.
+
+    Args: see consume(). p, plan: the plan of the selected columns; ENUM and SET are selected as unsigned numbers.
+
+    Returns:
+        NEED_DATA, FULL, SPLIT, SERVER_ERROR or SERVER_EOF (the end of the rows), or MALFORMED.
+
+    Source: MySQL internals, "Binary Protocol Result Set".
+    """
+    count = np.int64(plan.columns)
+    while True:
+        at = state[AT]
+        if end - at < 4:
+            state[WANTED_BYTES] = 4
+            return NEED_DATA
+        size = _little(data, at, 3)
+        if end - at < 4 + size:
+            state[WANTED_BYTES] = 4 + size
+            return NEED_DATA
+        if size == 0xFFFFFF:
+            return SPLIT
+        if size < 1:
+            return MALFORMED
+        at += 4
+        stop = at + size
+        if data[at] == 0xFF:
+            return SERVER_ERROR
+        if data[at] == 0xFE:
+            return SERVER_EOF
+        n, o = state[CHANGES], state[OUT]
+        if n >= changes.shape[0] or o + 5 * size + plan.fixed_out > out.shape[0]:
+            return FULL
+        row_at = at
+        nulls = at + 1
+        at += 1 + (count + 9) // 8
+        change = changes[n]
+        seq = state[SEQ] + 1
+        change.plan, change.op, change.seq, change.commit_us = p, INSERT, seq, -1
+        change.image = o
+        change.hard_bytes = change.old_key_bytes = change.key_bytes = 0
+        hard = 0
+        o = _put(out, o, count + 3, 2)
+        for i in range(count):
+            column = columns[plan.first + i]
+            if (data[nulls + ((i + 2) >> 3)] >> ((i + 2) & 7)) & 1:
+                o = _put_null(out, o)
+                continue
+            if at >= stop:
+                return MALFORMED
+            at, value_bytes = _result_value_size(column, data, at)
+            if value_bytes < 0 or at + value_bytes > stop:
+                return MALFORMED
+            o, left = _put_result_value(column, data, at, value_bytes, out, o, blob, labels, digits)
+            hard |= left
+            if left and column.is_key:
+                change.hard_bytes = -1
+            at += value_bytes
+        o = _put_own_columns(out, o, seq, -1)
+        change.image_bytes = o - change.image
+        if hard and change.hard_bytes == 0:
+            change.hard_at = o
+            change.hard_bytes = stop - row_at
+            for i in range(row_at, stop):
+                out[o] = data[i]
+                o += 1
+        state[CHANGES], state[OUT], state[SEQ] = n + 1, o, seq
+        state[AT] = stop
+
+
+@njit(cache=True, nogil=True)
+def split_image(data, plan, columns, is_result, places):
+    """Where the values of one row image (or binary result row) lie, for the values that the kernels leave to Python.
+
+    Args:
+        data: (n,) uint8, the image alone.
+        places: (columns, 2) int64, written: offset and size; size -1 for NULL.
+    """
+    count = np.int64(plan.columns)
+    skip = 2 if is_result else 0
+    nulls = 1 if is_result else 0
+    at = nulls + (count + 7 + skip) // 8
+    for i in range(count):
+        column = columns[plan.first + i]
+        places[i, 0] = at
+        places[i, 1] = -1
+        if (data[nulls + ((i + skip) >> 3)] >> ((i + skip) & 7)) & 1:
+            continue
+        if is_result:
+            at, size = _result_value_size(column, data, at)
+        else:
+            size = np.int64(column.size)
+            if size == 0:
+                size = _little(data, at, np.int64(column.prefix))
+                at += column.prefix
+        places[i, 0] = at
+        places[i, 1] = size
+        at += size
+
+
+@njit(cache=True, nogil=True)
+def put_value(columns, i, data, at, size, is_result, out, blob, labels, digits):
+    """Write one value into out from its start; the size of the field, and 1 where the kernel leaves it to Python."""
+    if is_result:
+        return _put_result_value(columns[i], data, at, size, out, np.int64(0), blob, labels, digits)
+    return _put_value(columns[i], data, at, size, out, np.int64(0), blob, labels, digits)
+
+
+# ---------------------------------------------------------------------------------------------------- folding
+# What a batch leaves of one key. last: index of the change that holds its last image, -1 where the row is gone. fresh: the
+# key did not exist before the batch. seq: of the last change that took the row away.
+ENTRY = np.dtype(
+    [
+        ("key", np.int64),
+        ("key_bytes", np.int64),
+        ("last", np.int64),
+        ("fresh", np.int64),
+        ("seq", np.int64),
+        ("commit_us", np.int64),
+    ],
+    align=True,
+)
+
+
+@njit(cache=True, inline="always", nogil=True)
+def _entry_of(keys, at, size, entries, count, buckets):
+    """The index of the key's entry, a new one (last -1, fresh 1) where there is none, and the new count."""
+    h = np.uint64(0xCBF29CE484222325)
+    for k in range(size):
+        h = (h ^ np.uint64(keys[at + k])) * np.uint64(0x100000001B3)
+    mask = np.uint64(buckets.shape[0] - 1)
+    b = (h ^ (h >> np.uint64(29))) & mask
+    while True:
+        i = buckets[b]
+        if i < 0:
+            buckets[b] = count
+            entry = entries[count]
+            entry.key, entry.key_bytes, entry.last, entry.fresh, entry.seq = at, size, -1, 1, 0
+            return count, count + 1
+        if entries[i].key_bytes == size:
+            same = True
+            for k in range(size):
+                if keys[entries[i].key + k] != keys[at + k]:
+                    same = False
+                    break
+            if same:
+                return i, count
+        b = (b + np.uint64(1)) & mask
+
+
+@njit(cache=True, nogil=True)
+def fold(rows, changes, keys, entries, buckets):
+    """Fold the changes of one table to the last image of every key.
+
+    Args:
+        rows: (n,) int64, indexes of the table's changes, in order.
+        entries: (2 n,) ENTRY, written. buckets: (a power of two >= 4 n,) int64, all -1 on entry, modified in place.
+
+    Returns:
+        The number of entries.
+    """
+    count = 0
+    for r in rows:
+        change = changes[r]
+        if change.op != INSERT:
+            is_new = count
+            i, count = _entry_of(keys, change.old_key, np.int64(change.old_key_bytes), entries, count, buckets)
+            if count > is_new:
+                entries[i].fresh = 0
+            entries[i].last = -1
+            entries[i].seq = change.seq
+            entries[i].commit_us = change.commit_us
+        if change.op != DELETE:
+            i, count = _entry_of(keys, change.key, np.int64(change.key_bytes), entries, count, buckets)
+            entries[i].last = r
+    return count
+
+
+@njit(cache=True, nogil=True)
+def gather(rows, changes, source, target):
+    """Copy the tuples of the changes `rows` one after another into target; the number of bytes.
+
+    Args:
+        rows: (n,) int64. source, target: uint8; target is modified in place and must be large enough.
+    """
+    o = 0
+    for r in rows:
+        at = changes[r].image
+        for k in range(changes[r].image_bytes):
+            target[o + k] = source[at + k]
+        o += changes[r].image_bytes
+    return o
+
+
+@njit(cache=True, nogil=True)
+def stage_keys(chosen, entries, keys, key_columns, target):
+    """Write COPY tuples of the chosen entries: key fields, then the seq and commit time of the deletion, NULL where it returns.
+
+    Args:
+        chosen: (n,) int64, indexes of entries. target: uint8, modified in place and large enough.
+
+    Returns:
+        The number of bytes.
+    """
+    o = np.int64(0)
+    for i in chosen:
+        entry = entries[i]
+        o = _put(target, o, key_columns + 2, 2)
+        for k in range(entry.key_bytes):
+            target[o] = keys[entry.key + k]
+            o += 1
+        if entry.last >= 0:
+            o = _put_null(target, o)
+            o = _put_null(target, o)
+        else:
+            o = _put(target, o, 8, 4)
+            o = _put(target, o, entry.seq, 8)
+            o = _put(target, o, 8, 4)
+            o = _put(target, o, entry.commit_us - POSTGRES_EPOCH_S * 1_000_000, 8)
+    return o

@@ -1,0 +1,59 @@
+"""The replicator's errors. Each class says by itself whether the same work may be tried again."""
+
+from __future__ import annotations
+
+from warehouse.errors import OperatorNeeded, TailraceError, TryLater
+
+
+class SourceUnavailable(TryLater):
+    """The MySQL server cannot be reached, or it ended the connection."""
+
+
+class SourceSilent(SourceUnavailable):
+    """The server sent neither an event nor a heartbeat for three heartbeats; the connection may be half open."""
+
+
+class SourceRefused(OperatorNeeded):
+    """The server refused a login or a statement."""
+
+
+class PreflightFailed(OperatorNeeded):
+    """The source or the warehouse is not set up for replication."""
+
+
+class PositionLost(OperatorNeeded):
+    """The position that the mirror stands at cannot be read from this server: purged, reset, or another server."""
+
+
+class StreamBroken(OperatorNeeded):
+    """The stream itself is in doubt: a checksum is wrong or an event is not as its format says."""
+
+
+class UnsupportedEvent(OperatorNeeded):
+    """The stream carries something that this version cannot represent; going on would lose it."""
+
+
+class MalformedTableMap(StreamBroken):
+    """A TABLE_MAP event is not as its format says."""
+
+
+class TableProblem(TailraceError):
+    """One table cannot be replicated; the others go on. The message is the reason that the table's state shows."""
+
+    exit_code = 3
+
+
+class UnsupportedColumn(TableProblem):
+    """A column's type is not covered."""
+
+
+class SchemaChanged(TableProblem):
+    """The source's columns are no longer those of the mirror; the table must be copied afresh."""
+
+
+class UnrepresentableKey(TableProblem):
+    """A key holds a value that Postgres cannot hold, so that its row could not be found again."""
+
+
+class MissingMetadata(TableProblem):
+    """A TABLE_MAP event without the full metadata, or a row image without all columns."""

@@ -1,0 +1,302 @@
+"""The source's server, seen over an ordinary connection: who it is, where it stands, which tables it has.
+
+The only file beside stream.py that opens MySQL; the border where PyMySQL's errors become ours.
+"""
+
+from __future__ import annotations
+
+import re
+import ssl
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pymysql
+import pymysql.cursors
+
+from replicator.charsets import Charsets
+from replicator.errors import PositionLost, SourceRefused, SourceUnavailable
+from replicator.position import Flavor, GtidSet, Position, parse_gtids
+from replicator.typemap import BINARY, Column, Kind
+from warehouse.errors import TailraceError
+from warehouse.settings import SourceSettings
+
+# Error numbers: MySQL manual, "Server Error Message Reference" and "Client Error Message Reference".
+_REFUSED = frozenset({1044, 1045, 1049, 1129, 1130, 1142, 1143, 1227, 1370, 1698, 3118})
+_LOST = frozenset({1236})
+_PARSE_ERROR = 1064
+
+_KINDS = {
+    "tinyint": Kind.TINY, "smallint": Kind.SHORT, "mediumint": Kind.INT24, "int": Kind.LONG, "bigint": Kind.LONGLONG,
+    "float": Kind.FLOAT, "double": Kind.DOUBLE, "decimal": Kind.DECIMAL, "year": Kind.YEAR, "date": Kind.DATE,
+    "time": Kind.TIME, "datetime": Kind.DATETIME, "timestamp": Kind.TIMESTAMP, "enum": Kind.ENUM, "set": Kind.SET,
+    "bit": Kind.BIT, "char": Kind.TEXT, "varchar": Kind.TEXT, "tinytext": Kind.TEXT, "text": Kind.TEXT,
+    "mediumtext": Kind.TEXT, "longtext": Kind.TEXT, "binary": Kind.BYTES, "varbinary": Kind.BYTES, "tinyblob": Kind.BYTES,
+    "blob": Kind.BYTES, "mediumblob": Kind.BYTES, "longblob": Kind.BYTES,
+}  # fmt: skip
+_LABEL = re.compile(r"'((?:[^']|'')*)'")
+
+
+@dataclass(frozen=True)
+class SourceTable:
+    """A table as information_schema describes it now.
+
+    Attributes:
+        name: database.table.
+        columns: all columns, invisible ones too, in the source's order.
+        key: positions of the columns of the primary key, or else of a unique key without NULLs; empty without either.
+    """
+
+    name: str
+    columns: tuple[Column, ...]
+    key: tuple[int, ...]
+
+
+@contextmanager
+def wrap_errors(what: str) -> Iterator[None]:
+    """Turn PyMySQL's and the socket's errors into ours."""
+    try:
+        yield
+    except pymysql.err.MySQLError as error:
+        number = error.args[0] if error.args and isinstance(error.args[0], int) else 0
+        text = str(error.args[1] if len(error.args) > 1 else error).strip()
+        raise error_for(number, text, what) from None
+    except (OSError, EOFError) as error:
+        raise SourceUnavailable(f"{what}: {error or type(error).__name__}") from None
+
+
+def error_for(number: int, text: str, what: str) -> TailraceError:
+    """The error for a number and text of the server."""
+    if number in _LOST:
+        return PositionLost(f"{what}: {text}", hint="The position is not in the server's binlog any more; see operations.md.")
+    if number in _REFUSED:
+        return SourceRefused(f"{what}: {text}", hint="`replicator check` prints the grants that are needed.", error=number)
+    return SourceUnavailable(f"{what}: {text}", error=number or None)
+
+
+class Source:
+    """A connection for questions, opened when first needed and again after it broke."""
+
+    def __init__(self, settings: SourceSettings) -> None:
+        self.settings = settings
+        self._connection: pymysql.Connection[Any] | None = None
+        self._charsets: Charsets | None = None
+
+    def connection_arguments(self) -> dict[str, Any]:
+        """PyMySQL's arguments; they hold the password."""
+        settings = self.settings
+        arguments: dict[str, Any] = {
+            "host": settings.host,
+            "port": settings.port,
+            "user": settings.user,
+            "password": settings.read_password(),
+            "connect_timeout": max(1, round(settings.connect_timeout_s)),
+            "charset": "utf8mb4",
+            "autocommit": True,
+        }
+        if settings.tls == "off":
+            return arguments | {"ssl_disabled": True}
+        context = ssl.create_default_context(cafile=None if settings.tls_ca is None else str(settings.tls_ca))
+        if settings.tls == "required":
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        return arguments | {"ssl": context}
+
+    def open(self) -> pymysql.Connection[Any]:
+        """A new connection of its own, in UTC.
+
+        Raises:
+            SourceUnavailable, SourceRefused: it cannot be had.
+        """
+        with wrap_errors(f"cannot connect to {self.settings.host}:{self.settings.port}"):
+            connection = pymysql.connect(**self.connection_arguments(), read_timeout=60, write_timeout=60)
+            connection.query("SET SESSION time_zone = '+00:00'")
+            return connection
+
+    def query(self, text: str, arguments: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """All rows of a statement."""
+        if self._connection is None:
+            self._connection = self.open()
+        try:
+            with wrap_errors("the source refused a question"), self._connection.cursor() as cursor:
+                cursor.execute(text, arguments or None)
+                return list(cursor.fetchall())
+        except SourceUnavailable:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close the connection, if there is one."""
+        connection, self._connection = self._connection, None
+        if connection is not None and connection.open:
+            with wrap_errors("closing"):
+                connection.close()
+
+    def variables(self) -> Mapping[str, str]:
+        """The server's global variables, by lower-case name."""
+        return {name.lower(): value for name, value in self.query("SHOW GLOBAL VARIABLES")}
+
+    @property
+    def version(self) -> str:
+        """The server's version as it says it."""
+        return str(self.query("SELECT VERSION()")[0][0])
+
+    @property
+    def flavor(self) -> Flavor:
+        """Which kind of GTIDs and of SHOW statements it has."""
+        return "mariadb" if "mariadb" in self.version.lower() else "mysql"
+
+    def identity(self) -> str:
+        """What tells this server from another: the uuid, or MariaDB's domain and server id."""
+        if self.flavor == "mysql":
+            return str(self.query("SELECT @@server_uuid")[0][0])
+        return "-".join(str(part) for part in self.query("SELECT @@gtid_domain_id, @@server_id")[0])
+
+    def has_gtids(self) -> bool:
+        """True where transactions have GTIDs; MariaDB always has them."""
+        return self.flavor == "mariadb" or str(self.query("SELECT @@gtid_mode")[0][0]) == "ON"
+
+    def position(self) -> Position:
+        """The end of the last committed transaction.
+
+        Raises:
+            SourceRefused: the binlog is off, or the right REPLICATION CLIENT is missing.
+        """
+        flavor = self.flavor
+        rows = self._binlog_status()
+        if not rows:
+            raise SourceRefused("the source writes no binlog", hint="Start it with log_bin.")
+        file, pos = str(rows[0][0]), int(rows[0][1])
+        if flavor == "mariadb":
+            text = self.query("SELECT BINLOG_GTID_POS(%s, %s)", (file, pos))[0][0]
+            return Position(file, pos, parse_gtids(str(text or ""), flavor))
+        return Position(file, pos, GtidSet.parse(str(rows[0][4])) if self.has_gtids() else None)
+
+    def _binlog_status(self) -> list[tuple[Any, ...]]:
+        # MySQL 8.2 renamed the statement, MySQL 8.4 removed the old name; MariaDB only has the old one.
+        if self.flavor == "mysql" and tuple(int(n) for n in re.findall(r"\d+", self.version)[:2]) >= (8, 2):
+            return self.query("SHOW BINARY LOG STATUS")
+        return self.query("SHOW MASTER STATUS")
+
+    def check_position(self, position: Position, identity: str) -> None:
+        """See whether the stream can go on from here on this server.
+
+        Raises:
+            PositionLost: the server's history is another one, or it no longer has what is missing here.
+        """
+        hint = "The mirror stays readable. See operations.md, 'PositionLost'."
+        if isinstance(position.gtids, GtidSet):
+            executed, purged = self.query("SELECT @@global.gtid_executed, @@global.gtid_purged")[0]
+            if not GtidSet.parse(executed).covers(position.gtids):
+                raise PositionLost(
+                    "the source lacks transactions that the mirror has: it was reset, restored or replaced", hint=hint
+                )
+            if not position.gtids.covers(GtidSet.parse(purged)):
+                raise PositionLost("the source has purged transactions that the mirror still needs", hint=hint)
+            return
+        if position.gtids is None:
+            now = self.identity()
+            if now != identity:
+                raise PositionLost(f"the source is another server than before: {now}, not {identity}", hint=hint)
+            sizes = {row[0]: int(row[1]) for row in self.query("SHOW BINARY LOGS")}
+            if position.pos > sizes.get(position.file, -1):
+                raise PositionLost(f"the source has no {position.file} up to {position.pos}", hint=hint)
+
+    def charsets(self) -> Charsets:
+        """The server's character sets."""
+        if self._charsets is None:
+            names = {int(row[0]): str(row[1]) for row in self.query(
+                "SELECT ID, CHARACTER_SET_NAME FROM information_schema.COLLATIONS WHERE ID IS NOT NULL"
+                " AND CHARACTER_SET_NAME IS NOT NULL"
+            )}  # fmt: skip
+            single = self.query("SELECT CHARACTER_SET_NAME FROM information_schema.CHARACTER_SETS WHERE MAXLEN = 1")
+            wanted = {str(row[0]) for row in single} - {BINARY, "ascii"}
+            self._charsets = Charsets(names, _CharacterTables(self, frozenset(wanted)))
+        return self._charsets
+
+    def table_names(self) -> list[str]:
+        """All base tables, as database.table."""
+        rows = self.query("SELECT TABLE_SCHEMA, TABLE_NAME FROM information_schema.TABLES WHERE TABLE_TYPE = 'BASE TABLE'")
+        return [f"{database}.{table}" for database, table in rows]
+
+    def describe(self, name: str) -> SourceTable | None:
+        """A table's columns and key now; None where there is no such table (or no right to see it)."""
+        database, _, table = name.partition(".")
+        rows = self.query(
+            "SELECT COLUMN_NAME, LOWER(DATA_TYPE), COLUMN_TYPE, CHARACTER_SET_NAME, CHARACTER_OCTET_LENGTH,"
+            " NUMERIC_PRECISION, NUMERIC_SCALE, DATETIME_PRECISION FROM information_schema.COLUMNS"
+            " WHERE TABLE_SCHEMA = %s AND TABLE_NAME = %s ORDER BY ORDINAL_POSITION",
+            (database, table),
+        )
+        if not rows:
+            return None
+        columns = tuple(_column(*row) for row in rows)
+        keys: dict[str, list[tuple[str, str]]] = {}
+        for index, column, nullable in self.query(
+            "SELECT INDEX_NAME, COLUMN_NAME, NULLABLE FROM information_schema.STATISTICS"
+            " WHERE TABLE_SCHEMA = %s AND TABLE_NAME = %s AND NON_UNIQUE = 0"
+            " ORDER BY INDEX_NAME = 'PRIMARY' DESC, INDEX_NAME, SEQ_IN_INDEX",
+            (database, table),
+        ):
+            keys.setdefault(index, []).append((column, nullable))
+        names = [column.name for column in columns]
+        for parts in keys.values():
+            if all(column is not None and nullable != "YES" for column, nullable in parts):
+                return SourceTable(name, columns, tuple(names.index(column) for column, _ in parts))
+        return SourceTable(name, columns, ())
+
+
+def _column(
+    name: str, data_type: str, column_type: str, charset: str | None, octets: int | None,
+    precision: int | None, scale: int | None, fraction: int | None,
+) -> Column:  # fmt: skip
+    kind = _KINDS.get(data_type, Kind.UNSUPPORTED)
+    # "compressed" stands in the type of MariaDB's compressed columns, whose images need unpacking.
+    if "compressed" in column_type.lower():
+        kind = Kind.UNSUPPORTED
+    return Column(
+        name,
+        kind,
+        unsigned="unsigned" in column_type.lower(),
+        charset=BINARY if kind is Kind.BYTES else str(charset or ""),
+        width=int((precision if kind is Kind.BIT else octets if data_type == "binary" else 0) or 0),
+        precision=int(precision or 0) if kind is Kind.DECIMAL else 0,
+        scale=int((scale if kind is Kind.DECIMAL else fraction) or 0),
+        length_bytes=(int(precision or 0) + 7) // 8 if kind is Kind.BIT else 0,
+        labels=tuple(label.replace("''", "'") for label in _LABEL.findall(column_type))
+        if kind in (Kind.ENUM, Kind.SET)
+        else (),
+        source_type=column_type,
+    )
+
+
+class _CharacterTables(Mapping[str, Sequence[str]]):
+    """Tables of the single-byte character sets, asked of the server when first needed."""
+
+    def __init__(self, source: Source, names: frozenset[str]) -> None:
+        self._source, self._names = source, names
+        self._known: dict[str, Sequence[str]] = {}
+
+    def __contains__(self, charset: object) -> bool:
+        return charset in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, charset: str) -> Sequence[str]:
+        if charset not in self._names:
+            raise KeyError(charset)
+        if charset not in self._known:
+            # The names come from information_schema and are plain words; an introducer cannot be a parameter.
+            assert charset.isalnum()
+            parts = ", ".join(f"CONVERT(_{charset} X'{byte:02X}' USING utf8mb4)" for byte in range(256))
+            row = self._source.query(f"SELECT {parts}")[0]
+            # The server answers "?" for a byte without a character.
+            self._known[charset] = [
+                "" if text is None or (text == "?" and byte != 0x3F) else text for byte, text in enumerate(row)
+            ]
+        return self._known[charset]
