@@ -189,7 +189,7 @@ def compose_fill(
         "INSERT INTO pg_temp.batch (n, relation, seq, row_key, entity, order_value, committed_at, features)"
         " SELECT row_number() OVER (ORDER BY seq, relation, row_key), relation, seq, row_key, entity, order_value,"
         " committed_at, features"
-        " FROM ({} ORDER BY seq FETCH FIRST %(limit)s ROWS WITH TIES) AS next_rows"
+        " FROM (SELECT * FROM ({}) AS candidates ORDER BY seq FETCH FIRST %(limit)s ROWS WITH TIES) AS next_rows"
     ).format(sql.SQL(" UNION ALL ").join(parts))
 
 

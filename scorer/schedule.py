@@ -10,6 +10,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from contextvars import copy_context
 from datetime import UTC, datetime
 from typing import Any
 
@@ -184,10 +185,13 @@ class _Jobs:
         return self._stack.enter_context(connect(self._settings.warehouse, f"scorer {job}"))
 
     def _add(self, name: str, work: Callable[[], None], interval_s: float) -> None:
+        # Threads of the pool start without the log's context.
+        context = copy_context()
+
         def run() -> None:
             with self._locks[name]:
                 if not self._stop.requested and not self._errors:
-                    work()
+                    context.run(work)
                     self._progress.note()
 
         self._scheduler.add_job(run, "interval", seconds=interval_s, id=name)
