@@ -32,4 +32,6 @@ ENV PATH=/opt/tailrace/bin:$PATH \
     NUMBA_CACHE_DIR=/var/lib/tailrace/numba
 WORKDIR /etc/tailrace
 USER 10001
+COPY deploy/warm.py /opt/tailrace/warm.py
+RUN python /opt/tailrace/warm.py
 CMD ["warehouse", "status"]
