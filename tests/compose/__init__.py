@@ -1,0 +1,1 @@
+"""The proof of the container stack; started by tests/compose/run, not by pytest."""
