@@ -110,10 +110,10 @@ def _generate_engine(rng: np.random.Generator, regimes: int) -> NDArray[np.float
     relative = levels / _REGIMES[0].clip(1e-9)
     relative[:, :3] = 1
     moved = rng.normal(0, _BETWEEN) + wear[:, None] * drift + rng.normal(0, _NOISE, (life, len(_NOISE)))
-    values = levels + relative * moved
+    values: NDArray[np.float64] = levels + relative * moved
     for column, decimals in enumerate(_DECIMALS):
         values[:, column] = np.round(values[:, column], decimals)
-    return values.astype(np.float64, copy=False)
+    return values
 
 
 def parse_cmapss(path: Path) -> list[Engine]:
