@@ -1,8 +1,8 @@
 """Speed of the forest beside krcf (AWS's Rust) and scikit-learn's IsolationForest.
 
 Score, score and learn, explain, fit, restore. `python bench/forest.py [--quick]`. One thread unless said. Rates are the
-median of interleaved rounds, so that a busy machine slows all alike. krcf is looked for and left out, with a word, if it is not installed
-(`pip install krcf`); its rates include its own conversion of a row from a list, as there is no other way in.
+median of interleaved rounds, so that a busy machine slows all alike. krcf is looked for and left out, with a word, if it is
+not installed (`pip install krcf`); its rates include its own conversion of a row from a list, as there is no other way in.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def measure_batch(report: Report) -> None:
 
 def measure_start(report: Report) -> None:
     """A new process to its first score, with the compiled code in numba's cache."""
-    code = "import numpy as np; from scorer import RandomCutForest; X = np.ones((300, 24)); RandomCutForest().fit(X).score_samples(X)"
+    code = "import numpy as np; from scorer import RandomCutForest as F; F().fit(X := np.ones((300, 24))).score_samples(X)"
     run = [sys.executable, "-c", code]
     root = Path(__file__).resolve().parents[1]
     subprocess.run(run, check=True, cwd=root)

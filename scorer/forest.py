@@ -49,7 +49,8 @@ class RandomCutForest:
     float32, so columns of very different magnitude, or far from zero, should be scaled first
     (`scorer.features.RobustScaler`).
 
-    Results depend on the rows, their order and the seed only: not on how the rows are cut into calls, and not on `threads`.
+    Results depend on the rows, their order and the seed only: not on how the rows are cut into calls, and not on
+    `threads`. Several threads of a program may score with one forest at once, but not while it learns; `fit_score` learns.
 
     Args:
         trees: number of trees, 1 to 1,000.
