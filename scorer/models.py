@@ -241,6 +241,10 @@ def set_state(conn: Connection, model: Model, state: str, reason: str | None = N
     return changed
 
 
-def drop_superseded(models: Sequence[Model]) -> list[Model]:
-    """The newest version of each name."""
-    return list({model.name: model for model in models}.values())
+def drop_superseded(conn: Connection, models: Sequence[Model]) -> list[Model]:
+    """The newest version of each name; the others will never be trained and are retired."""
+    newest = {model.name: model for model in models}
+    for model in models:
+        if model is not newest[model.name]:
+            set_state(conn, model, "RETIRED", f"version {newest[model.name].version} replaced it before it was trained")
+    return list(newest.values())

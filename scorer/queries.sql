@@ -64,9 +64,14 @@ ON CONFLICT (model, version) DO UPDATE SET state = excluded.state, created_at = 
 INSERT INTO scorer.watermarks (model, version, relation, source, deleted_seq, reason)
 SELECT m.name, m.version, %(relation)s, %(source)s,
        (SELECT coalesce(max(d.seq), 0) FROM warehouse.deleted_rows d WHERE d.source = %(source)s), %(reason)s
-FROM scorer.models m WHERE m.name = %(model)s AND m.version = %(version)s
-ON CONFLICT (model, version, relation) DO UPDATE SET source = excluded.source, reason = excluded.reason
-WHERE (watermarks.source, coalesce(watermarks.reason, '')) IS DISTINCT FROM (excluded.source, coalesce(excluded.reason, ''));
+FROM scorer.models m
+WHERE m.name = %(model)s AND m.version = %(version)s
+  -- Looked up first, because a conflict locks the row even where nothing changes.
+  AND NOT EXISTS (
+    SELECT FROM scorer.watermarks w
+    WHERE w.model = m.name AND w.version = m.version AND w.relation = %(relation)s AND w.source = %(source)s
+      AND w.reason IS NOT DISTINCT FROM %(reason)s)
+ON CONFLICT (model, version, relation) DO UPDATE SET source = excluded.source, reason = excluded.reason;
 
 -- name: mark_missing
 UPDATE scorer.watermarks SET reason = 'the table is gone'

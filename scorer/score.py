@@ -26,7 +26,14 @@ from warehouse.settings import ScorerSettings
 log = structlog.get_logger()
 
 CATALOG_S = 1.0  # how old the picture of models and tables may be
-_CHANGED_TABLE = (psycopg.errors.UndefinedColumn, psycopg.errors.UndefinedTable, psycopg.errors.DatatypeMismatch)
+# What a statement meets when a table was altered after the catalog was read.
+_CHANGED_TABLE = (
+    psycopg.errors.UndefinedColumn,
+    psycopg.errors.UndefinedTable,
+    psycopg.errors.CannotCoerce,
+    psycopg.errors.UndefinedFunction,
+    psycopg.errors.InvalidTextRepresentation,
+)
 _BUSY_ATTEMPTS = 5
 
 Targets = Mapping[tuple[str, int, str], tuple[int, int]]
@@ -46,6 +53,7 @@ class ModelScorer:
         self._forests: dict[tuple[str, int], RandomCutForest] = {}
         self._models: list[tuple[Model, dict[str, list[Mirror]]]] = []
         self._read_at = float("-inf")
+        self._changes_met = 0
         register_arrays(conn)
         prepare_batches(conn)
 
@@ -94,13 +102,17 @@ class ModelScorer:
         for attempt in range(1, _BUSY_ATTEMPTS + 1):
             try:
                 batch = score_batch(self.conn, model, forest, mirrors, self.settings.batch_rows)
+                self._changes_met = 0
                 break
             except WarehouseBusy:
                 # A verb or another scorer changed the same rows first; nothing of the batch was kept.
                 if attempt == _BUSY_ATTEMPTS:
                     raise
             except _CHANGED_TABLE:
-                # A table changed under way; without this batch, look again.
+                self._changes_met += 1
+                if self._changes_met == _BUSY_ATTEMPTS:
+                    raise
+                # Without this batch: look at the tables again, then go on.
                 self.forget()
                 return Batch(more=True)
         if batch.rows or batch.deletes:

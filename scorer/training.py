@@ -78,7 +78,7 @@ def train_models(
     with _hold_training(conn) as held:
         if not held:
             return results
-        for model in drop_superseded(read_models(conn, "PENDING", "TRAINING")):
+        for model in drop_superseded(conn, read_models(conn, "PENDING", "TRAINING")):
             if name is not None and model.name != name:
                 continue
             try:

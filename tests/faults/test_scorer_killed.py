@@ -54,8 +54,8 @@ def test_killed_scorer_leaves_what_an_undisturbed_one_does(plant: Plant) -> None
         assert killed == [row[1:] for row in rows if row[0] == "undisturbed"], name
         assert killed, name
     assert plant.fetch(
-        "SELECT count(*) FROM plant.readings_new r JOIN scores s ON s.row_key = jsonb_build_object('id', r.id) AND s.seq = r._seq"
-        " WHERE s.model = 'killed'"
+        "SELECT count(*) FROM plant.readings_new r JOIN scores s"
+        " ON s.row_key = jsonb_build_object('id', r.id) AND s.seq = r._seq WHERE s.model = 'killed'"
     ) == [(ROWS,)]
 
 

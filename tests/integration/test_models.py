@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import time
 
 import numpy as np
 import psycopg
@@ -243,3 +244,50 @@ def test_explain_of_a_row_and_of_values(plant: Plant) -> None:
         done = plant.run("explain", "turbofan", subject)
         assert done.returncode == code and done.stderr, subject
     assert plant.run("explain", "none", "[1]").returncode == 3
+
+
+def test_a_table_that_changes_its_shape_is_left_out_with_the_reason(plant: Plant) -> None:
+    """A feature that becomes text stops that table alone, the watermark says why, and it goes on once it is mended."""
+    plant.create_table("readings_more")
+    plant.create_model(relation="plant.readings_new, plant.readings_more")
+    plant.catch_up()
+    plant.conn.execute("ALTER TABLE plant.readings_more ALTER sensor_2 TYPE text")
+    rows = make_readings(np.random.default_rng(1), 3)
+    plant.insert("readings_new", 1, np.ones(3), rows)
+    plant.insert("readings_more", 1, np.ones(3), rows)
+    plant.conn.execute("UPDATE plant.readings_more SET sensor_2 = 'broken' WHERE id = 1")
+    plant.catch_up()
+    counts = "SELECT source_table, count(*) FROM scores GROUP BY 1 ORDER BY 1"
+    assert plant.fetch(counts) == [("plant.readings_new", 3)]
+    assert plant.fetch("SELECT tables_not_scored FROM model_info") == [
+        ({"plant.readings_more": "not a number: sensor_2 (text)"},)
+    ]
+    plant.conn.execute("UPDATE plant.readings_more SET sensor_2 = '0.5' WHERE id = 1")
+    plant.conn.execute("ALTER TABLE plant.readings_more ALTER sensor_2 TYPE double precision USING sensor_2::double precision")
+    plant.catch_up()
+    assert plant.fetch(counts) == [("plant.readings_more", 3), ("plant.readings_new", 3)]
+    plant.conn.execute("DROP TABLE plant.readings_more")
+    plant.catch_up()
+    assert plant.fetch("SELECT tables_not_scored FROM model_info") == [({"plant.readings_more": "the table is gone"},)]
+
+
+def test_a_table_that_changes_while_serving_does_not_stop_the_others(plant: Plant) -> None:
+    """Between two looks at the catalog a feature is dropped: the running scorer goes on with the other table."""
+    plant.create_table("readings_more")
+    plant.create_model(relation="plant.readings_new, plant.readings_more")
+    plant.catch_up()
+    process = plant.start()
+    try:
+        rng = np.random.default_rng(1)
+        for first in range(0, 60, 3):
+            plant.insert("readings_new", first, np.ones(3), make_readings(rng, 3))
+            if first == 30:
+                plant.conn.execute("ALTER TABLE plant.readings_more DROP sensor_2")
+            time.sleep(0.05)
+        deadline = time.monotonic() + 60
+        while plant.fetch("SELECT count(*) FROM scores") != [(60,)]:
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.05)
+    finally:
+        process.terminate()
+        assert process.wait(30) == 0
