@@ -118,9 +118,15 @@ def load_fleet(report: Report) -> tuple[str, np.ndarray]:
         with gzip.open(DATA, "rt") as lines:
             return "fd001", np.loadtxt(lines)
     report.note("C-MAPSS FD001 is not at ../shared/data/train_FD001.txt.gz: a generated fleet stands in for it")
-    from demo import fleet
+    from demo.fleet import generate_fleet
 
-    return "generated", np.asarray(fleet.generate(engines=100, seed=1), dtype=np.float64)
+    engines = generate_fleet(100, regimes=1, seed=1)
+    return "generated", np.concatenate(
+        [
+            np.column_stack([np.full(engine.cycles, engine.unit), np.arange(1, engine.cycles + 1), engine.values])
+            for engine in engines
+        ]
+    )
 
 
 if __name__ == "__main__":
