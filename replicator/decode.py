@@ -1155,6 +1155,17 @@ def gather(rows, changes, source, target):
 
 
 @njit(cache=True, nogil=True)
+def renumber(changes, out, shift):
+    """Add shift to the _seq of changes, in their records and in their tuples in out; both modified in place."""
+    for i in range(changes.shape[0]):
+        change = changes[i]
+        change.seq += shift
+        if change.op != DELETE:
+            # behind _seq stand its commit time (length and 8 bytes) and an empty _raw (length)
+            _put(out, change.image + change.image_bytes - 24, change.seq, 8)
+
+
+@njit(cache=True, nogil=True)
 def stage_keys(chosen, entries, keys, key_columns, target):
     """Write COPY tuples of the chosen entries: key fields, then the seq and commit time of the deletion, NULL where it returns.
 

@@ -97,8 +97,10 @@ class Plans:
         self._freeze()
 
     def drop_bindings(self) -> None:
-        """Forget which table ids and table maps belong to which plans, so that every table is looked at again."""
-        self.slots["table_id"] = -1
+        """Match no table map any more, so that every table is looked at again.
+
+        Table ids stay bound: rows events may follow whose table map has been read already.
+        """
         self._plans = [(*plan[:5], 0, 0) for plan in self._plans]
         self._freeze()
 

@@ -1,0 +1,86 @@
+"""The command `replicator`: check | run | snapshot."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.markup import escape
+
+from warehouse.db import connect
+from warehouse.service import Stop, add_common_arguments, keep_trying, print_json, run_command
+from warehouse.settings import Settings
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="replicator", description="Keep an exact copy of MySQL tables in Postgres.")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for verb, text in (
+        ("check", "list every problem of source and warehouse, each with what mends it"),
+        ("run", "copy the matching tables, then follow the binlog until SIGTERM"),
+        ("snapshot", "copy tables afresh: asks the running replicator, which does it at once"),
+    ):
+        command = verbs.add_parser(verb, help=text, description=text)
+        add_common_arguments(command)
+        if verb == "run":
+            command.add_argument(
+                "--until-caught-up", action="store_true", help="return once everything committed before the start is applied"
+            )
+        if verb == "snapshot":
+            command.add_argument("tables", nargs="+", metavar="DATABASE.TABLE")
+    return parser
+
+
+def check(args: argparse.Namespace, settings: Settings) -> None:
+    """Print every finding; raise PreflightFailed where one is fatal."""
+    from replicator.check import find_problems, refuse_if_fatal
+    from replicator.source import Source
+
+    source = Source(settings.source)
+    try:
+        with connect(settings.warehouse, "check") as conn:
+            findings = find_problems(source, conn, settings)
+    finally:
+        source.close()
+    console = Console(highlight=False, soft_wrap=True)
+    for finding in findings:
+        if args.json:
+            print_json({"severity": finding.severity, "what": finding.what, "mend": finding.mend})
+        else:
+            colour = "red" if finding.severity == "fatal" else "yellow"
+            console.print(f"[{colour}]{finding.severity}[/] {escape(finding.what)}\n    {escape(finding.mend)}")
+    refuse_if_fatal(findings)
+    if not args.json:
+        console.print("The source and the warehouse are ready." if not findings else "Nothing fatal: replication can start.")
+
+
+def run(args: argparse.Namespace, settings: Settings) -> None:
+    """Replicate until stopped."""
+    # The kernels are compiled, or loaded from their cache, on import.
+    from replicator.run import Replication
+
+    stop = Stop()
+    stop.catch_signals()
+    replication = Replication(settings, stop, until_caught_up=args.until_caught_up)
+    keep_trying(replication.run, settings.retry, stop)
+
+
+def snapshot(args: argparse.Namespace, settings: Settings) -> None:
+    """Ask for a fresh copy of tables."""
+    from warehouse.db import wrap_errors
+
+    with connect(settings.warehouse, "snapshot") as conn, wrap_errors():
+        for table in args.tables:
+            conn.execute("SELECT warehouse.resync(%s)", (table,))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; the exit code."""
+    return run_command(build_parser(), {"check": check, "run": run, "snapshot": snapshot}, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

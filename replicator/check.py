@@ -1,0 +1,215 @@
+"""Preflight: everything about the source and the warehouse that would stop or endanger replication, found at once.
+
+Only asks; changes nothing. Each finding names the statement that mends it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from replicator.errors import PreflightFailed, SourceRefused, TableProblem
+from replicator.schema import Registry
+from replicator.source import Source
+from warehouse.db import Connection
+from warehouse.errors import SchemaOutdated
+from warehouse.migrate import require_migrations
+from warehouse.settings import Settings
+
+Severity = Literal["fatal", "warning"]
+Variables = Mapping[str, str]
+
+OLDEST_POSTGRES = 15
+SHORTEST_EXPIRY_S = 24 * 3600
+_WORD = re.compile(r"[A-Z][A-Z ]+[A-Z]")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One problem.
+
+    Attributes:
+        severity: a fatal one keeps `replicator run` from starting.
+        what: what is wrong, and where.
+        mend: the statement or setting that mends it.
+    """
+
+    severity: Severity
+    what: str
+    mend: str
+
+    def __str__(self) -> str:
+        return f"{self.severity}: {self.what}\n    {self.mend}"
+
+
+def find_problems(source: Source, conn: Connection, settings: Settings) -> list[Finding]:
+    """All problems of both sides.
+
+    Raises:
+        SourceUnavailable, SourceRefused: the source cannot be asked at all.
+    """
+    variables = source.variables()
+    findings = [*_check_binlog(source, variables), *_check_rights(source, settings), *_check_server_id(source, settings)]
+    findings += _check_tables(source, settings)
+    findings += _check_warehouse(conn, settings)
+    return sorted(findings, key=lambda finding: finding.severity != "fatal")
+
+
+def refuse_if_fatal(findings: Sequence[Finding]) -> None:
+    """Raise PreflightFailed with the whole list where one finding is fatal."""
+    if any(finding.severity == "fatal" for finding in findings):
+        listing = "\n  ".join(str(finding) for finding in findings)
+        raise PreflightFailed(
+            f"replication cannot start:\n  {listing}",
+            hint="`replicator check` shows the same list. See operations.md, 'Preflight'.",
+        )
+
+
+def _check_binlog(source: Source, variables: Variables) -> Iterator[Finding]:
+    mariadb = source.flavor == "mariadb"
+    if variables.get("log_bin", "OFF") not in ("ON", "1"):
+        yield Finding("fatal", "the source writes no binlog", "Start the server with --log-bin (a restart is needed).")
+    wanted = {"binlog_format": "ROW", "binlog_row_image": "FULL", "binlog_row_metadata": "FULL"}
+    for name, value in wanted.items():
+        given = variables.get(name)
+        # MySQL 9.x keeps binlog_format only as a deprecated variable, and may drop it: then it is ROW.
+        if given is None and name == "binlog_format":
+            continue
+        if given is None:
+            yield Finding("fatal", f"the source knows no {name}", "Use MySQL 8.0.14 or MariaDB 10.5, or later.")
+        elif given.upper() != value:
+            persist = f"SET GLOBAL {name} = {value};" if mariadb else f"SET PERSIST {name} = '{value}';"
+            yield Finding("fatal", f"{name} is {given}", f"{persist} (sessions that are open keep the old value)")
+    off = {
+        "binlog_transaction_compression": ("ON", "its compressed transactions cannot be read yet"),
+        "log_bin_compress": ("ON", "its compressed events cannot be read yet"),
+        "encrypt_binlog": ("", ""),
+    }
+    for name, (bad, why) in off.items():
+        if bad and variables.get(name, "OFF").upper() == bad:
+            yield Finding("fatal", f"{name} is {bad}: {why}", f"SET {'GLOBAL' if mariadb else 'PERSIST'} {name} = OFF;")
+    if "PARTIAL_JSON" in variables.get("binlog_row_value_options", ""):
+        yield Finding("fatal", "binlog_row_value_options has PARTIAL_JSON", "SET PERSIST binlog_row_value_options = '';")
+    if not mariadb and not source.has_gtids():
+        yield Finding(
+            "warning",
+            "gtid_mode is OFF: after a failover the position cannot be found again",
+            "SET PERSIST gtid_mode step by step to ON (OFF_PERMISSIVE, ON_PERMISSIVE, ON), with enforce_gtid_consistency = ON.",
+        )
+    expire_s = float(variables.get("binlog_expire_logs_seconds", "0") or 0)
+    if 0 < expire_s < SHORTEST_EXPIRY_S:
+        scope = "GLOBAL" if mariadb else "PERSIST"
+        yield Finding(
+            "warning",
+            f"the source keeps its binlog for {expire_s / 3600:.1f} hours only: a longer stop loses the position",
+            f"SET {scope} binlog_expire_logs_seconds = {7 * 24 * 3600};",
+        )
+
+
+def _check_rights(source: Source, settings: Settings) -> Iterator[Finding]:
+    user = str(source.query("SELECT CURRENT_USER()")[0][0])
+    account = "@".join(f"'{part}'" for part in user.rsplit("@", 1))
+    grants = [str(row[0]).upper() for row in source.query("SHOW GRANTS")]
+    of_server = " ".join(grant for grant in grants if " ON *.* " in grant)
+    words = {word.strip() for part in of_server.split(",") for word in _WORD.findall(part)}
+
+    def has(*names: str) -> bool:
+        return any(name in word for word in words for name in ("ALL PRIVILEGES", *names))
+
+    if not has("REPLICATION SLAVE", "REPLICATION REPLICA"):
+        yield Finding("fatal", f"{user} may not read the binlog", f"GRANT REPLICATION SLAVE ON *.* TO {account};")
+    if not has("REPLICATION CLIENT", "BINLOG MONITOR", "SUPER"):
+        right = "BINLOG MONITOR" if source.flavor == "mariadb" else "REPLICATION CLIENT"
+        yield Finding("fatal", f"{user} may not ask for the binlog's position", f"GRANT {right} ON *.* TO {account};")
+    databases = sorted({pattern.partition(".")[0] for pattern in settings.source.tables})
+    for database in databases:
+        # A user without any right on a database does not even see its name.
+        seen = source.query("SELECT COUNT(*) FROM information_schema.TABLES WHERE TABLE_SCHEMA LIKE %s", (database,))
+        if not seen[0][0]:
+            yield Finding(
+                "warning",
+                f"no table of {database} is visible to {user}",
+                f"GRANT SELECT ON `{database}`.* TO {account};  (nothing to do where the tables are still to be made)",
+            )
+
+
+def _check_server_id(source: Source, settings: Settings) -> Iterator[Finding]:
+    wanted = settings.source.server_id
+    if int(source.query("SELECT @@server_id")[0][0]) == wanted:
+        yield Finding(
+            "fatal", f"source.server_id {wanted} is the source's own", "Set source.server_id to a number that is free."
+        )
+        return
+    try:
+        replicas = source.query("SHOW SLAVE HOSTS" if source.flavor == "mariadb" else "SHOW REPLICAS")
+    except SourceRefused:
+        # Without the right to list replicas, which _check_rights reports, a collision shows as a broken connection.
+        return
+    taken = [row for row in replicas if int(row[0]) == wanted and str(row[1]) != "tailrace"]
+    if taken:
+        yield Finding(
+            "fatal",
+            f"source.server_id {wanted} is taken by the replica {taken[0][1]}",
+            "Set source.server_id to a number that is free.",
+        )
+
+
+def _check_tables(source: Source, settings: Settings) -> Iterator[Finding]:
+    registry = Registry(source, settings.source.name, settings.source.tables)
+    names = [name for name in sorted(source.table_names()) if registry.matches(name)]
+    if not names:
+        yield Finding(
+            "warning", f"no table matches {', '.join(settings.source.tables)} yet", "They are picked up when they appear."
+        )
+    for name in names:
+        found = source.describe(name)
+        problem = None if found is None else registry.find_problem(found)
+        if problem is not None:
+            yield Finding("warning", f"{name} will be Failed: {problem.message}", _mend_table(name, problem))
+    if names and not _logs_cascades(source):
+        children = source.query(
+            "SELECT CONCAT(CONSTRAINT_SCHEMA, '.', TABLE_NAME) FROM information_schema.REFERENTIAL_CONSTRAINTS"
+            " WHERE DELETE_RULE IN ('CASCADE', 'SET NULL') OR UPDATE_RULE IN ('CASCADE', 'SET NULL')"
+        )
+        for child in sorted({str(row[0]) for row in children} & set(names)):
+            yield Finding(
+                "warning",
+                f"{child} changes by foreign-key cascades, which this server does not log",
+                f"ALTER TABLE {child} ... make the foreign key RESTRICT, or resync the table after cascades.",
+            )
+
+
+def _mend_table(name: str, problem: TableProblem) -> str:
+    if "primary key" in problem.message:
+        return f"ALTER TABLE {name} ADD PRIMARY KEY (...);"
+    return "Leave the table out of source.tables, or change the column; the other tables are replicated."
+
+
+def _logs_cascades(source: Source) -> bool:
+    """MySQL logs them since 9.6 (worklog 11249); MariaDB does not."""
+    version = tuple(int(part) for part in re.findall(r"\d+", source.version)[:2])
+    return source.flavor == "mysql" and version >= (9, 6)
+
+
+def _check_warehouse(conn: Connection, settings: Settings) -> Iterator[Finding]:
+    ask: Callable[..., Any] = lambda text, *arguments: conn.execute(text, arguments).fetchone()[0]  # type: ignore[index]  # noqa: E731
+    version = int(ask("SELECT current_setting('server_version_num')::int / 10000"))
+    if version < OLDEST_POSTGRES:
+        yield Finding("fatal", f"Postgres {version} is too old", f"Use Postgres {OLDEST_POSTGRES} or later.")
+    user, database = ask("SELECT current_user"), ask("SELECT current_database()")
+    if not ask("SELECT has_database_privilege(current_database(), 'CREATE')"):
+        yield Finding("fatal", f"{user} may not create schemas", f'GRANT CREATE ON DATABASE "{database}" TO "{user}";')
+    if not ask("SELECT has_database_privilege(current_database(), 'TEMP')"):
+        yield Finding("fatal", f"{user} may not create temporary tables", f'GRANT TEMP ON DATABASE "{database}" TO "{user}";')
+    if not ask("SELECT EXISTS (SELECT FROM pg_available_extensions WHERE name = 'cube')"):
+        yield Finding("fatal", "the extension cube is not available", "Install Postgres' contrib modules on the server.")
+    if ask("SELECT current_setting('server_encoding')") != "UTF8":
+        yield Finding(
+            "fatal", "the warehouse's encoding is not UTF8", f'CREATE DATABASE "{database}" ENCODING UTF8 TEMPLATE template0;'
+        )
+    try:
+        require_migrations(conn)
+    except SchemaOutdated as error:
+        yield Finding("fatal", error.message, "warehouse migrate")

@@ -1,0 +1,74 @@
+-- The replicator's static SQL. Each statement begins with a line that names it.
+
+-- name: read_source
+SELECT flavor, pause_requested FROM warehouse.sources WHERE source = %(source)s
+
+-- name: register_source
+INSERT INTO warehouse.sources (source, flavor, server_version, state, heartbeat_s, binlog_expire_s)
+VALUES (%(source)s, %(flavor)s, %(version)s, 'Starting', %(heartbeat_s)s, %(expire_s)s)
+ON CONFLICT (source) DO UPDATE SET flavor = excluded.flavor, server_version = excluded.server_version,
+    heartbeat_s = excluded.heartbeat_s, binlog_expire_s = excluded.binlog_expire_s
+
+-- name: set_source_state
+UPDATE warehouse.sources SET state = %(state)s, reason = %(reason)s
+WHERE source = %(source)s AND (state, reason) IS DISTINCT FROM (%(state)s, %(reason)s)
+
+-- name: note_heard
+UPDATE warehouse.sources SET heard_at = clock_timestamp() - make_interval(secs => %(silent_s)s), lag_ms = 0
+WHERE source = %(source)s
+
+-- name: read_checkpoint
+SELECT server_identity, gtid_set, file, pos, seq FROM warehouse.checkpoint WHERE source = %(source)s
+
+-- name: create_checkpoint
+INSERT INTO warehouse.checkpoint (source, server_identity, gtid_set, file, pos)
+VALUES (%(source)s, %(identity)s, %(gtid_set)s, %(file)s, %(pos)s)
+
+-- name: write_checkpoint
+WITH moved AS (
+    UPDATE warehouse.checkpoint
+    SET server_identity = %(identity)s, gtid_set = %(gtid_set)s, file = %(file)s, pos = %(pos)s, seq = %(seq)s,
+        committed_at = coalesce(%(committed_at)s, committed_at), applied_at = clock_timestamp()
+    WHERE source = %(source)s
+)
+UPDATE warehouse.sources SET heard_at = clock_timestamp(),
+    lag_ms = greatest(0, extract(epoch FROM clock_timestamp() - coalesce(%(committed_at)s, clock_timestamp())) * 1000)
+WHERE source = %(source)s
+
+-- name: write_seq
+UPDATE warehouse.checkpoint SET seq = greatest(seq, %(seq)s) WHERE source = %(source)s
+
+-- name: read_tables
+SELECT table_name, mirror, state, columns, key_columns, consistent_from, resync_requested
+FROM warehouse.tables WHERE source = %(source)s
+
+-- name: write_table
+INSERT INTO warehouse.tables (source, table_name, mirror, state, reason, columns, key_columns, position)
+VALUES (%(source)s, %(table)s, %(mirror)s, %(state)s, %(reason)s, %(columns)s, %(key_columns)s, %(position)s)
+ON CONFLICT (source, table_name) DO UPDATE SET mirror = excluded.mirror, state = excluded.state, reason = excluded.reason,
+    columns = excluded.columns, key_columns = excluded.key_columns
+
+-- name: count_changes
+UPDATE warehouse.tables
+SET rows = rows + %(rows)s, inserted = inserted + %(inserted)s, updated = updated + %(updated)s,
+    deleted = deleted + %(deleted)s, raw_rows = raw_rows + %(raw_rows)s, seq = %(seq)s,
+    committed_at = %(committed_at)s, position = %(position)s
+WHERE source = %(source)s AND table_name = %(table)s
+
+-- name: finish_snapshot
+UPDATE warehouse.tables
+SET rows = %(rows)s, inserted = inserted + %(rows)s, raw_rows = %(raw_rows)s, seq = greatest(seq, %(seq)s),
+    consistent_from = %(consistent_from)s, resync_requested = false, position = %(consistent_from)s
+WHERE source = %(source)s AND table_name = %(table)s
+
+-- name: mark_consistent
+UPDATE warehouse.tables SET state = 'Synced', reason = NULL, consistent_from = NULL
+WHERE source = %(source)s AND table_name = %(table)s
+
+-- name: read_requests
+SELECT s.pause_requested, array(
+    SELECT table_name FROM warehouse.tables t WHERE t.source = s.source AND t.resync_requested ORDER BY table_name)
+FROM warehouse.sources s WHERE s.source = %(source)s
+
+-- name: notify
+SELECT pg_notify('tailrace_rows', json_build_object('source', %(source)s::text, 'seq', %(seq)s::bigint)::text)

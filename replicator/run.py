@@ -1,0 +1,346 @@
+"""The replicator's loop: lock, preflight, copies, stream; again after every error that may pass.
+
+Owns the order of things. Rows are decoded in stream.py, written in apply.py, copied in snapshot.py.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import structlog
+
+from replicator.apply import Applier
+from replicator.changes import Batch
+from replicator.check import find_problems, refuse_if_fatal
+from replicator.position import Position, parse_gtids
+from replicator.schema import QUERIES, MirrorTable, Registry
+from replicator.snapshot import Interrupted, copy_table
+from replicator.source import Source
+from replicator.statements import Intent, parse_intents
+from replicator.stream import Item, Statement, Stream
+from warehouse.db import Connection, connect, take_lock, wrap_errors
+from warehouse.errors import AlreadyRunning, OperatorNeeded
+from warehouse.migrate import require_migrations
+from warehouse.service import Progress, Stop
+from warehouse.settings import Settings
+
+log = structlog.get_logger()
+
+Outcome = Literal["done", "again"]
+
+REQUESTS_S = 0.5
+REPORT_S = 10
+
+
+@dataclass
+class _Checkpoint:
+    position: Position
+    seq: int
+    identity: str
+
+
+class Replication:
+    """One run of the replicator for one source.
+
+    Args:
+        settings: all settings.
+        stop: finish the batch at hand, then return.
+        until_caught_up: return once everything that was committed when the stream began is applied.
+    """
+
+    def __init__(self, settings: Settings, stop: Stop, *, until_caught_up: bool = False) -> None:
+        self.settings, self.stop, self.until_caught_up = settings, stop, until_caught_up
+        self.name = settings.source.name
+
+    def run(self, progress: Progress) -> None:
+        """Work until stopped, caught up, or an error ends it.
+
+        Raises:
+            TailraceError: any; whether the same may be tried again is said by its class.
+        """
+        source = Source(self.settings.source)
+        conn = connect(self.settings.warehouse, f"replicator {self.name}")
+        try:
+            require_migrations(conn)
+            if self._wait_for_lock(conn, progress):
+                while self._run(source, conn, progress) == "again":
+                    log.info("resumed", source=self.name)
+        except OperatorNeeded as error:
+            self._note_failure(error)
+            raise
+        finally:
+            source.close()
+            conn.close()
+
+    def _wait_for_lock(self, conn: Connection, progress: Progress) -> bool:
+        """Become the one that writes; until then this process is a standby. False where a stop was asked for first."""
+        waiting = False
+        while not self.stop.requested:
+            try:
+                take_lock(conn, f"source {self.name}")
+                return True
+            except AlreadyRunning:
+                if not waiting:
+                    log.info("standby", source=self.name, reason="another replicator has the source's lock")
+                waiting = True
+                progress.note()
+                self.stop.wait(REQUESTS_S)
+        return False
+
+    def _note_failure(self, error: OperatorNeeded) -> None:
+        """Show in warehouse.status why the source stands still, over a fresh connection."""
+        with connect(self.settings.warehouse, "replicator") as conn, wrap_errors():
+            conn.execute(QUERIES["set_source_state"], self._state("Failed", str(error)))
+
+    def _state(self, state: str, reason: str | None = None) -> dict[str, Any]:
+        return {"source": self.name, "state": state, "reason": reason}
+
+    def _run(self, source: Source, conn: Connection, progress: Progress) -> Outcome:
+        refuse_if_fatal(find_problems(source, conn, self.settings))
+        self._register(source, conn)
+        checkpoint = self._load_checkpoint(source, conn)
+        registry = Registry(source, self.name, self.settings.source.tables)
+        registry.load(conn)
+        applier = Applier(conn, registry, checkpoint.identity)
+        target = source.position() if self.until_caught_up else None
+        state = _Work(source, conn, registry, applier, checkpoint.position, checkpoint.seq, self.stop, progress)
+        try:
+            state.copy_requested()
+            if target is not None:
+                # What was copied is only whole once the stream has passed the end of the copy.
+                target = source.position()
+            with wrap_errors():
+                conn.execute(QUERIES["set_source_state"], self._state("Streaming"))
+            outcome = self._follow(state, target)
+        except Interrupted:
+            log.info("stopped while copying", source=self.name)
+            outcome = "done"
+        if outcome == "done":
+            with wrap_errors():
+                conn.execute(QUERIES["set_source_state"], self._state("Stopped"))
+        return outcome
+
+    def _register(self, source: Source, conn: Connection) -> None:
+        variables = source.variables()
+        expire_s = int(float(variables.get("binlog_expire_logs_seconds", "0") or 0))
+        facts = {
+            "source": self.name, "flavor": source.flavor, "version": source.version, "expire_s": expire_s or None,
+            "heartbeat_s": self.settings.source.heartbeat_s,
+        }  # fmt: skip
+        with wrap_errors():
+            conn.execute(QUERIES["register_source"], facts)
+
+    def _load_checkpoint(self, source: Source, conn: Connection) -> _Checkpoint:
+        """The position to go on from; on the first run the source's current one.
+
+        Raises:
+            PositionLost: the source cannot go on from the saved one.
+        """
+        identity = source.identity()
+        with wrap_errors():
+            row = conn.execute(QUERIES["read_checkpoint"], {"source": self.name}).fetchone()
+        if row is None:
+            position = source.position()
+            gtid_set = None if position.gtids is None else str(position.gtids)
+            facts = {
+                "source": self.name,
+                "identity": identity,
+                "gtid_set": gtid_set,
+                "file": position.file,
+                "pos": position.pos,
+            }
+            with wrap_errors():
+                conn.execute(QUERIES["create_checkpoint"], facts)
+            log.info("first run", source=self.name, position=str(position))
+            return _Checkpoint(position, 0, identity)
+        saved_identity, gtid_set, file, pos, seq = row
+        gtids = None if gtid_set is None else parse_gtids(gtid_set, source.flavor)
+        position = Position(file, int(pos), gtids)
+        source.check_position(position, saved_identity)
+        return _Checkpoint(position, int(seq), identity)
+
+    def _follow(self, work: _Work, target: Position | None) -> Outcome:
+        """Apply what the stream brings; "again" where it must be opened anew after a pause."""
+        stream = Stream(work.source, self.settings.replicator, work.position, work.seq, work.registry)
+        log.info("streaming", source=self.name, position=str(work.position))
+        try:
+            saved_at = asked_at = time.monotonic()
+            for item in stream.items():
+                now = time.monotonic()
+                work.take(item, stream, save=now - saved_at > self.settings.replicator.checkpoint_idle_s or target is not None)
+                if work.saved:
+                    saved_at = now
+                if self.stop.requested:
+                    break
+                if target is not None and work.position.covers(target):
+                    break
+                if now - asked_at > REQUESTS_S:
+                    asked_at = now
+                    if self._heed_requests(work, stream) == "again":
+                        return "again"
+            work.save()
+            return "done"
+        finally:
+            stream.close()
+
+    def _heed_requests(self, work: _Work, stream: Stream) -> Outcome:
+        """Look for what was asked in SQL: a pause, a copy."""
+        with wrap_errors():
+            row = work.conn.execute(QUERIES["read_requests"], {"source": self.name}).fetchone()
+        if row is None:
+            raise OperatorNeeded(f"source {self.name} was removed from warehouse.sources while it was replicated")
+        pause, names = row
+        for name in names:
+            table = work.registry.tables.get(name)
+            if table is not None:
+                table.resync = True
+        work.copy_requested(stream)
+        return self._pause(work) if pause else "done"
+
+    def _pause(self, work: _Work) -> Outcome:
+        """Hold still until somebody resumes; the source has given up on the stream by then."""
+        work.save()
+        with wrap_errors():
+            work.conn.execute(QUERIES["set_source_state"], self._state("Paused", "asked for by warehouse.pause"))
+        log.info("paused", source=self.name)
+        paused = True
+        while paused and not self.stop.wait(REQUESTS_S):
+            work.progress.note()
+            with wrap_errors():
+                row = work.conn.execute(QUERIES["read_requests"], {"source": self.name}).fetchone()
+            paused = bool(row and row[0])
+        return "done" if paused else "again"
+
+
+class _Work:
+    """What the loop holds: where it stands, and how each kind of item is dealt with."""
+
+    def __init__(
+        self, source: Source, conn: Connection, registry: Registry, applier: Applier, position: Position, seq: int, stop: Stop,
+        progress: Progress,
+    ) -> None:  # fmt: skip
+        self.source, self.conn, self.registry, self.applier = source, conn, registry, applier
+        self.position, self.seq, self.stop, self.progress = position, seq, stop, progress
+        self.saved = True
+        self._commit_us: int | None = None
+        self._heard_noted_at = self._reported_at = 0.0
+        self._rows = self._transactions = 0
+
+    def take(self, item: Item, stream: Stream, *, save: bool) -> None:
+        """Apply a batch or a statement; after a tick or a batch without changes, save the position where it is time."""
+        if isinstance(item, Batch):
+            self.position, self.seq = item.position, item.seq
+            if len(item.changes):
+                self._apply(item)
+            else:
+                self._commit_us, self.saved = item.commit_us, False
+        elif isinstance(item, Statement):
+            self._take_statement(item, stream)
+        else:
+            self._note_heard(stream)
+        dirty = any(table.dirty or self._is_whole(table) for table in self.registry.by_number)
+        if (save and not self.saved) or dirty:
+            self.save()
+        self.copy_requested(stream)
+
+    def _apply(self, batch: Batch) -> None:
+        started = time.monotonic()
+        self.applier.apply(batch)
+        self.saved, self._commit_us = True, None
+        self.progress.note()
+        log.debug(
+            "applied",
+            rows=len(batch.changes),
+            transactions=len(batch.transactions),
+            position=str(batch.position),
+            duration_ms=round(1000 * (time.monotonic() - started), 1),
+        )
+        self._rows += len(batch.changes)
+        self._transactions += len(batch.transactions)
+        if started - self._reported_at > REPORT_S:
+            lag_ms = round(1000 * time.time() - batch.commit_us / 1000, 1)
+            log.info("streaming", rows=self._rows, transactions=self._transactions, lag_ms=lag_ms, position=str(batch.position))
+            self._reported_at, self._rows, self._transactions = started, 0, 0
+
+    def _is_whole(self, table: MirrorTable) -> bool:
+        return table.consistent_from is not None and self.position.covers(table.consistent_from)
+
+    def _note_heard(self, stream: Stream) -> None:
+        """Tell the warehouse that the source is alive and nothing is missing, once a second while it is idle."""
+        now = time.monotonic()
+        if now - self._heard_noted_at < 1:
+            return
+        self._heard_noted_at = now
+        self.progress.note()
+        with wrap_errors():
+            self.conn.execute(QUERIES["note_heard"], {"source": self.registry.name, "silent_s": now - stream.heard_at})
+
+    def save(self) -> None:
+        """Commit the position, if it or a table's state is not yet committed."""
+        dirty = any(table.dirty or self._is_whole(table) for table in self.registry.by_number)
+        if self.saved and not dirty:
+            return
+        self.applier.save_position(self.position, self.seq, self._commit_us)
+        self.saved = True
+        self.progress.note()
+
+    def copy_requested(self, stream: Stream | None = None) -> None:
+        """Copy the tables for which that was asked, one after another; the stream waits meanwhile."""
+        wanted = [table for table in self.registry.by_number if table.resync]
+        for table in wanted:
+            self.seq = copy_table(self.conn, self.source, self.registry, table, self.seq, self.stop)
+            self.progress.note()
+        if wanted and stream is not None:
+            stream.renew_choices(self.seq)
+        if wanted:
+            self.save()
+
+    def _take_statement(self, statement: Statement, stream: Stream) -> None:
+        intents = parse_intents(statement.query.text, statement.query.database)
+        self.position, self._commit_us, self.saved = statement.position, statement.commit_us, False
+        for intent in intents:
+            self._carry_out(intent, statement)
+        if intents:
+            log.info("statement", intents=[f"{i.action} {i.table}" for i in intents], position=str(statement.position))
+            stream.renew_choices(self.seq)
+
+    def _carry_out(self, intent: Intent, statement: Statement) -> None:
+        registry = self.registry
+        table = registry.tables.get(intent.table)
+        if intent.action == "create" and registry.matches(intent.table):
+            if table is None:
+                registry.discover(intent.table, is_new=True)
+            else:
+                table.resync = True
+        elif intent.action == "drop database":
+            for name, each in registry.tables.items():
+                if name.partition(".")[0] == intent.table:
+                    registry.set_state(each, "DroppedSource", "the source dropped the database")
+        elif intent.action == "drop" and table is not None:
+            registry.set_state(table, "DroppedSource", "the source dropped the table")
+        elif intent.action == "rename":
+            if table is not None:
+                registry.set_state(table, "DroppedSource", f"the source renamed the table to {intent.new_name}")
+            if registry.matches(intent.new_name):
+                target = registry.tables.get(intent.new_name)
+                if target is None:
+                    registry.discover(intent.new_name)
+                else:
+                    target.resync = True
+        elif intent.action == "truncate" and table is not None and table.state in ("Snapshotting", "Synced"):
+            self.seq = self.applier.empty(table, statement.position, self.seq, statement.commit_us)
+            self.saved = True
+        elif intent.action in ("alter", "alter rows") and table is not None:
+            self._compare(table, rows_changed=intent.action == "alter rows")
+
+    def _compare(self, table: MirrorTable, *, rows_changed: bool) -> None:
+        """An ALTER may change values without a row event: copy the table where its columns are other than before."""
+        found = self.source.describe(table.name)
+        if found is None:
+            return
+        before = [(column["name"], column["source_type"]) for column in table.columns]
+        if rows_changed or before != [(column.name, column.source_type) for column in found.columns]:
+            log.info("table altered", table=table.name)
+            table.resync = True

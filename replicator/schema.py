@@ -1,0 +1,303 @@
+"""The mirror's tables: which source tables are wanted, what their mirrors look like, and each one's state.
+
+Owns warehouse.tables and the mirror's DDL. Decides by the table map whether a table's rows still fit its mirror. Never
+touches rows.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import structlog
+from psycopg import sql
+
+from replicator.charsets import Charsets
+from replicator.errors import MissingMetadata, SchemaChanged, TableProblem, UnsupportedColumn
+from replicator.position import Flavor, Position, parse_position
+from replicator.source import Source, SourceTable
+from replicator.stream import Choice
+from replicator.tablemap import TableMap
+from replicator.typemap import OWN_COLUMNS, Column, Kind, mirror_identifier
+from warehouse.db import Connection, read_queries
+
+log = structlog.get_logger()
+
+State = Literal["Snapshotting", "Synced", "Failed", "ResyncRequired", "DroppedSource"]
+QUERIES = read_queries("replicator")
+LIVE: frozenset[State] = frozenset({"Snapshotting", "Synced"})
+
+
+@dataclass
+class MirrorTable:
+    """A source table and its mirror.
+
+    Attributes:
+        number: by which changes name the table.
+        name, mirror: database.table at the source, schema.table here.
+        columns: source name, source type and mirror type of each column, in the source's order.
+        key: source names of the columns that identify a row.
+        consistent_from: the position that must be applied before a snapshot is whole; None once it is. Until then
+            changes may meet rows that are newer than they, so every change replaces its row.
+        resync: a copy was asked for.
+        dirty: differs from what warehouse.tables says.
+    """
+
+    number: int
+    name: str
+    mirror: str
+    state: State
+    columns: list[dict[str, str]]
+    key: list[str]
+    reason: str | None = None
+    consistent_from: Position | None = None
+    resync: bool = False
+    dirty: bool = field(default=False, repr=False)
+
+    @property
+    def identifier(self) -> sql.Identifier:
+        """The quoted name of the mirror."""
+        return sql.Identifier(*self.mirror.split(".", 1))
+
+    @property
+    def key_identifiers(self) -> list[sql.Identifier]:
+        """The quoted names of the key's columns in the mirror, in the source's column order."""
+        return [sql.Identifier(column["mirror_name"]) for column in self.columns if column["name"] in self.key]
+
+    @property
+    def overlaps(self) -> bool:
+        """True while changes may meet rows that a snapshot already brought."""
+        return self.state == "Snapshotting"
+
+    def is_like(self, columns: Sequence[Column]) -> bool:
+        """Whether rows with these columns fit the mirror as it is."""
+        return [(c["name"], c["mirror_type"]) for c in self.columns] == [(c.name, c.mirror_type) for c in columns]
+
+
+def describe_columns(columns: Sequence[Column]) -> list[dict[str, str]]:
+    """Columns as warehouse.tables keeps them."""
+    return [
+        {"name": c.name, "mirror_name": c.mirror_name, "source_type": c.source_type, "mirror_type": str(c.mirror_type)}
+        for c in columns
+    ]
+
+
+def compile_pattern(pattern: str) -> re.Pattern[str]:
+    """database.table with LIKE's wildcards, as a regular expression over the whole name."""
+    parts = [".*" if char == "%" else "." if char == "_" else re.escape(char) for char in pattern]
+    return re.compile("".join(parts), re.DOTALL)
+
+
+class Registry:
+    """All matching tables of one source; the stream asks it about every new table map.
+
+    Args:
+        source: to look up columns and keys.
+        name: the source's name in the warehouse.
+        patterns: which tables are wanted.
+    """
+
+    def __init__(self, source: Source, name: str, patterns: Sequence[str]) -> None:
+        self.source, self.name = source, name
+        self.flavor: Flavor = source.flavor
+        self.charsets: Charsets = source.charsets()
+        self._patterns = [compile_pattern(pattern) for pattern in patterns]
+        self.tables: dict[str, MirrorTable] = {}
+        self.by_number: list[MirrorTable] = []
+
+    def load(self, conn: Connection) -> None:
+        """Read the states that earlier runs left, and find the tables that are new at the source."""
+        for name, mirror, state, columns, key, consistent_from, resync in conn.execute(
+            QUERIES["read_tables"], {"source": self.name}
+        ):
+            position = parse_position(consistent_from, self.flavor) if consistent_from else None
+            table = self._enlist(name, mirror, state, columns, list(key))
+            table.consistent_from, table.resync = position, resync
+            # A snapshot that never came to its end begins again.
+            if state == "Snapshotting" and position is None:
+                table.resync = True
+        for name in sorted(self.source.table_names()):
+            if self.matches(name) and name not in self.tables:
+                self.discover(name)
+
+    def matches(self, name: str) -> bool:
+        """Whether a table's rows are wanted."""
+        return any(pattern.fullmatch(name) for pattern in self._patterns)
+
+    def _enlist(self, name: str, mirror: str, state: State, columns: list[dict[str, str]], key: list[str]) -> MirrorTable:
+        table = MirrorTable(len(self.by_number), name, mirror, state, columns, key)
+        self.tables[name] = table
+        self.by_number.append(table)
+        return table
+
+    def discover(self, name: str, *, is_new: bool = False) -> MirrorTable | None:
+        """Take in a table that the mirror does not have; None where the source has it no longer.
+
+        Args:
+            name: database.table.
+            is_new: its creation was just seen in the stream, so that all of its rows are still to come.
+        """
+        found = self.source.describe(name)
+        if found is None:
+            return None
+        database, _, table_name = name.partition(".")
+        mirror = f"{mirror_identifier(database)}.{mirror_identifier(table_name)}"
+        table = self.tables.get(name) or self._enlist(name, mirror, "Snapshotting", [], [])
+        table.columns = describe_columns(found.columns)
+        table.key = [found.columns[i].name for i in found.key]
+        problem = self.find_problem(found)
+        if problem is not None:
+            self.reject(table.number, problem)
+        elif is_new:
+            table.consistent_from = None
+            self.set_state(table, "Synced")
+        else:
+            table.resync = True
+            self.set_state(table, "Snapshotting")
+        log.info("table found", table=name, state=table.state, reason=table.reason)
+        return table
+
+    def find_problem(self, found: SourceTable) -> TableProblem | None:
+        """Why a table cannot be mirrored; None where it can."""
+        for column in found.columns:
+            if column.mirror_type is None:
+                return UnsupportedColumn(f"column {column.name} has the type {column.source_type}, which is not covered")
+            if column.kind in (Kind.TEXT, Kind.ENUM, Kind.SET) and not self.charsets.covers(column.charset):
+                return UnsupportedColumn(f"column {column.name} has the character set {column.charset}, which is not covered")
+            if column.mirror_name in OWN_COLUMNS:
+                return UnsupportedColumn(f"column {column.name} has a name that the mirror needs for itself")
+        if not found.key:
+            return UnsupportedColumn("the table has no primary key and no unique key without NULLs")
+        return None
+
+    # ------------------------------------------------------------------------------------------------ the stream's side
+    def choose(self, table_map: TableMap) -> Choice | None:
+        """What to do with the rows behind a table map; see stream.Chooser."""
+        name = f"{table_map.database}.{table_map.table}"
+        if not self.matches(name):
+            return None
+        table = self.tables.get(name) or self.discover(name)
+        if table is None or table.state not in LIVE or table.resync:
+            return None
+        if table_map.columns is None:
+            hint = "Set binlog_row_metadata = FULL, then resync the table."
+            self.reject(table.number, MissingMetadata("a table map lacks the columns' names", hint=hint))
+            return None
+        if not table.is_like(table_map.columns):
+            self.require_resync(table, SchemaChanged(_difference(table, table_map.columns)))
+            return None
+        names = [column.name for column in table_map.columns]
+        return Choice(table.number, tuple(names.index(column) for column in table.key))
+
+    def reject(self, table: int, problem: TableProblem) -> None:
+        """A table cannot be replicated; the others go on."""
+        self.set_state(self.by_number[table], "Failed", str(problem).replace("\n", " "))
+
+    def require_resync(self, table: MirrorTable, problem: TableProblem) -> None:
+        """A table must be copied afresh; its mirror stays as it is until then."""
+        table.resync = True
+        self.set_state(table, "ResyncRequired", problem.message)
+
+    def set_state(self, table: MirrorTable, state: State, reason: str | None = None) -> None:
+        """Change a state in memory; it is written with the next commit."""
+        if (table.state, table.reason) != (state, reason):
+            log.info("table state", table=table.name, state=state, reason=reason)
+        table.state, table.reason, table.dirty = state, reason, True
+
+    # ------------------------------------------------------------------------------------------------ the warehouse's side
+    def write(self, conn: Connection, position: Position) -> None:
+        """Write what changed, inside the caller's transaction; mirrors that are missing are created."""
+        for table in self.by_number:
+            if not table.dirty:
+                continue
+            if table.state in LIVE:
+                create_mirror(conn, table)
+            conn.execute(
+                QUERIES["write_table"],
+                {
+                    "source": self.name, "table": table.name, "mirror": table.mirror, "state": table.state,
+                    "reason": table.reason, "columns": json.dumps(table.columns), "key_columns": table.key,
+                    "position": str(position),
+                },
+            )  # fmt: skip
+
+    def written(self) -> None:
+        """The transaction of write() is committed."""
+        for table in self.by_number:
+            table.dirty = False
+
+    def settle(self, conn: Connection, position: Position) -> list[MirrorTable]:
+        """Mark the snapshots that are whole at this position, inside the caller's transaction."""
+        whole = [t for t in self.by_number if t.consistent_from is not None and position.covers(t.consistent_from)]
+        for table in whole:
+            conn.execute(QUERIES["mark_consistent"], {"source": self.name, "table": table.name})
+        return whole
+
+
+def create_mirror(conn: Connection, table: MirrorTable) -> None:
+    """Create a mirror with its index, or bring an existing one to the columns of the source; see fit_mirror."""
+    schema, _, name = table.mirror.partition(".")
+    columns = sql.SQL(", ").join(
+        [sql.SQL("{} {}").format(sql.Identifier(c["mirror_name"]), sql.SQL(_type(c["mirror_type"]))) for c in table.columns]
+    )
+    conn.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(schema)))
+    conn.execute(
+        sql.SQL(
+            "CREATE TABLE IF NOT EXISTS {} ({}, _seq bigint NOT NULL, _committed_at timestamptz, _raw jsonb, PRIMARY KEY ({}))"
+        ).format(table.identifier, columns, sql.SQL(", ").join(table.key_identifiers))
+    )
+    index = sql.Identifier(mirror_identifier(f"{name}__seq"))
+    conn.execute(sql.SQL("CREATE INDEX IF NOT EXISTS {} ON {} (_seq)").format(index, table.identifier))
+
+
+def fit_mirror(conn: Connection, table: MirrorTable) -> None:
+    """Change the columns of an empty mirror to those of the source, without dropping it or any of its columns.
+
+    Views depend on a mirror, and a column that vanished at the source is history.
+    """
+    schema, _, name = table.mirror.partition(".")
+    rows = conn.execute(
+        "SELECT attname, format_type(atttypid, atttypmod) FROM pg_attribute"
+        " WHERE attrelid = format('%%I.%%I', %s::text, %s::text)::regclass AND attnum > 0 AND NOT attisdropped",
+        (schema, name),
+    )
+    found: dict[str, str] = dict(rows.fetchall())
+    for column in table.columns:
+        identifier, wanted = sql.Identifier(column["mirror_name"]), sql.SQL(_type(column["mirror_type"]))
+        if column["mirror_name"] not in found:
+            conn.execute(sql.SQL("ALTER TABLE {} ADD COLUMN {} {}").format(table.identifier, identifier, wanted))
+        elif not _same_type(conn, found[column["mirror_name"]], column["mirror_type"]):
+            conn.execute(
+                sql.SQL("ALTER TABLE {} ALTER COLUMN {} TYPE {} USING NULL::{}").format(
+                    table.identifier, identifier, wanted, wanted
+                )
+            )
+
+
+def _same_type(conn: Connection, first: str, second: str) -> bool:
+    row: Any = conn.execute(
+        "SELECT format_type(to_regtype(split_part(%(b)s, '(', 1)), NULL) = split_part(%(a)s, '(', 1)", {"a": first, "b": second}
+    ).fetchone()
+    return bool(row[0]) and first.partition("(")[2] == second.partition("(")[2]
+
+
+_TYPE = re.compile(r"[a-z ]+(\(\d+(,\d+)?\))?")
+
+
+def _type(text: str) -> Any:
+    """A mirror type as SQL; the text comes from typemap.py, and nothing else may stand in it."""
+    assert _TYPE.fullmatch(text), text
+    return text
+
+
+def _difference(table: MirrorTable, columns: Sequence[Column]) -> str:
+    """What is different, in words."""
+    had = {column["name"]: column["mirror_type"] for column in table.columns}
+    has = {column.name: str(column.mirror_type) for column in columns}
+    parts = [f"column {name} is new" for name in has if name not in had]
+    parts += [f"column {name} is gone" for name in had if name not in has]
+    parts += [f"column {name} is now {has[name]}, was {had[name]}" for name in has if name in had and has[name] != had[name]]
+    return "the source's columns changed: " + ("; ".join(parts) or "their order")

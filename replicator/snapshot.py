@@ -1,0 +1,241 @@
+"""Snapshots: the first copy of a table, and every later one that somebody asked for.
+
+Reads the whole table through the binary protocol, which carries floating point numbers exactly, turns the rows into COPY
+tuples with the stream's kernels, and commits them with the table's state in one transaction. Takes no locks: changes that
+happen meanwhile reach the mirror through the stream, which replaces rows until it has passed the position after the copy.
+"""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+from psycopg import sql
+
+from replicator import decode
+from replicator.apply import COPY_HEADER, COPY_TRAILER, copy_statement
+from replicator.changes import ChangeBuffer
+from replicator.errors import SourceUnavailable, TableProblem, UnrepresentableKey
+from replicator.packets import TICK_S, PacketBuffer
+from replicator.plan import Plans
+from replicator.schema import QUERIES, MirrorTable, Registry, create_mirror, describe_columns, fit_mirror
+from replicator.source import Source, SourceTable, error_for, wrap_errors
+from replicator.typemap import Kind
+from replicator.values import rebuild_tuple
+from warehouse.db import Connection
+from warehouse.db import wrap_errors as wrap_warehouse_errors
+from warehouse.service import Stop
+
+log = structlog.get_logger()
+
+# MySQL internals, "Command Phase".
+_PREPARE, _EXECUTE, _EXECUTE_BYTES = 0x16, 0x17, 10
+_SILENCE_S = 600
+_REPORT_S = 5
+
+
+class Interrupted(Exception):
+    """Somebody asked to stop in the middle of a copy; nothing of it is committed."""
+
+
+class ResultReader:
+    """The rows of one table as COPY tuples, in blocks.
+
+    Args:
+        source: where to connect; a connection of its own is opened.
+        table: what to select.
+        seq: the last _seq given out.
+    """
+
+    def __init__(self, source: Source, table: SourceTable, seq: int) -> None:
+        self._connection = source.open()
+        self._plans = Plans(source.charsets())
+        self._plan = self._plans.add(table.columns, table.key, wanted=True, table=0)
+        self._changes = ChangeBuffer(seq)
+        self._table = table
+        self.raw_rows = 0
+
+    def close(self) -> None:
+        """Close the connection at once, in the middle of a result if need be."""
+        self._connection._force_close()
+
+    @property
+    def seq(self) -> int:
+        """The last _seq given out."""
+        return int(self._changes.state[decode.SEQ])
+
+    def blocks(self) -> Iterator[tuple[int, memoryview]]:
+        """How many rows, and their COPY tuples.
+
+        Raises:
+            SourceUnavailable: the connection broke.
+            TableProblem: a row cannot be represented.
+        """
+        packets = self._execute()
+        state, plans, changes = self._changes.state, self._plans, self._changes
+        plan = plans.plans[self._plan]
+        while True:
+            state[decode.AT] = packets.at
+            code = decode.consume_result(
+                packets.data, packets.end, state, self._plan, plan, plans.columns, plans.blob, plans.labels, changes.out,
+                changes.changes, changes.digits,
+            )  # fmt: skip
+            packets.at = int(state[decode.AT])
+            if code == decode.FULL and not changes.rows:
+                state[decode.EVENT_BYTES] = state[decode.WANTED_BYTES]
+                changes.grow()
+            elif code in (decode.FULL, decode.SERVER_EOF) and changes.rows:
+                yield changes.rows, self._take()
+            elif code == decode.SERVER_EOF:
+                return
+            elif code == decode.NEED_DATA:
+                packets.read(TICK_S, int(state[decode.WANTED_BYTES]))
+            elif code == decode.SPLIT:
+                state[decode.JOINED] = packets.join_packets()
+            else:
+                raise _error_of(packets)
+
+    def _take(self) -> memoryview:
+        """The tuples at hand, those that the kernel left filled in; the arrays are free again."""
+        state, changes = self._changes.state, self._changes
+        rows = changes.changes[: changes.rows]
+        out, hard = changes.out, np.nonzero(rows["hard_bytes"])[0]
+        size = int(rows["image_bytes"].sum())
+        if len(hard):
+            pieces: list[NDArray[np.uint8]] = [out]
+            at = len(out)
+            for i in hard:
+                built = np.frombuffer(self._rebuild(rows[i], out), np.uint8)
+                size += len(built) - int(rows["image_bytes"][i])
+                rows["image"][i], rows["image_bytes"][i] = at, len(built)
+                pieces.append(built)
+                at += len(built)
+            out = np.concatenate(pieces)
+        target = np.empty(size, np.uint8)
+        decode.gather(np.arange(len(rows)), rows, out, target)
+        state[decode.CHANGES] = state[decode.OUT] = 0
+        return target.data
+
+    def _rebuild(self, change: np.void, out: NDArray[np.uint8]) -> bytes:
+        if change["hard_bytes"] < 0:
+            raise UnrepresentableKey("a key holds a value that Postgres cannot hold")
+        image = out[change["hard_at"] : change["hard_at"] + change["hard_bytes"]]
+        built = rebuild_tuple(self._plans, self._plan, image, int(change["seq"]), -1, is_result=True)
+        self.raw_rows += not built.endswith(b"\xff\xff\xff\xff")
+        return built
+
+    def _execute(self) -> PacketBuffer:
+        """Run the SELECT as a prepared statement, and read up to its first row."""
+        connection = self._connection
+        with wrap_errors(f"cannot read {self._table.name}"):
+            connection.query("SET SESSION character_set_results = NULL")
+            connection.query("SET SESSION net_write_timeout = 3600")
+            connection._execute_command(_PREPARE, _select(self._table))
+            reply: Any = connection._read_packet()
+            statement, columns = struct.unpack_from("<IH", reply.get_all_data(), 1)
+            for _ in range(columns + 1):
+                connection._read_packet()
+            # No cursor, one iteration, no parameters. From here on PyMySQL reads nothing any more.
+            connection._write_bytes(struct.pack("<IBIBI", _EXECUTE_BYTES, _EXECUTE, statement, 0, 1))
+        packets = PacketBuffer(connection._sock, _SILENCE_S)
+        head = packets.take_packet()
+        if head[0] == 0xFF:
+            raise _server_error(head)
+        for _ in range(columns + 1):
+            packets.take_packet()
+        return packets
+
+
+def _select(table: SourceTable) -> str:
+    parts = []
+    for column in table.columns:
+        name = "`" + column.name.replace("`", "``") + "`"
+        # Labels as numbers, because their text is in a character set of its own.
+        parts.append(f"CAST({name} AS UNSIGNED)" if column.kind in (Kind.ENUM, Kind.SET) else name)
+    database, _, name = table.name.partition(".")
+    quoted = ".".join("`" + part.replace("`", "``") + "`" for part in (database, name))
+    return f"SELECT {', '.join(parts)} FROM {quoted}"  # noqa: S608 - identifiers only, quoted
+
+
+def _error_of(packets: PacketBuffer) -> Exception:
+    return _server_error(packets.take_packet())
+
+
+def _server_error(packet: bytes) -> Exception:
+    if packet[:1] != b"\xff":
+        return SourceUnavailable("a result row is not as the protocol says")
+    text = packet[9:] if packet[3:4] == b"#" else packet[3:]
+    return error_for(int.from_bytes(packet[1:3], "little"), text.decode("utf-8", "replace"), "copying a table")
+
+
+def copy_table(conn: Connection, source: Source, registry: Registry, table: MirrorTable, seq: int, stop: Stop) -> int:
+    """Copy a table afresh and commit it; the last _seq given out.
+
+    Args:
+        conn: the connection that holds the source's lock.
+        table: its state becomes Snapshotting, and Synced once the stream has passed the end of the copy.
+        seq: the last _seq given out before.
+
+    Raises:
+        Interrupted: stop was requested; the mirror is as it was before.
+    """
+    started = time.monotonic()
+    before = source.position()
+    found = source.describe(table.name)
+    if found is None:
+        registry.set_state(table, "DroppedSource", "the source has no such table")
+        table.resync = False
+        return seq
+    problem = registry.find_problem(found)
+    if problem is not None:
+        table.resync = False
+        registry.reject(table.number, problem)
+        return seq
+    table.columns, table.key = describe_columns(found.columns), [found.columns[i].name for i in found.key]
+    table.consistent_from = None
+    registry.set_state(table, "Snapshotting")
+    with wrap_warehouse_errors(table=table.name), conn.transaction():
+        registry.write(conn, before)
+    registry.written()
+    reader = ResultReader(source, found, seq)
+    rows = 0
+    reported = started
+    try:
+        with wrap_warehouse_errors(table=table.name), conn.transaction(), conn.cursor() as cursor:
+            create_mirror(conn, table)
+            # DELETE, not TRUNCATE: others read the old rows until the copy is committed.
+            cursor.execute(sql.SQL("DELETE FROM {}").format(table.identifier))
+            fit_mirror(conn, table)
+            with cursor.copy(copy_statement(table)) as copy:
+                copy.write(COPY_HEADER)
+                for count, block in reader.blocks():
+                    copy.write(block)
+                    rows += count
+                    if stop.requested:
+                        raise Interrupted
+                    if time.monotonic() - reported > _REPORT_S:
+                        reported = time.monotonic()
+                        log.info("copying", table=table.name, rows=rows, rows_per_s=round(rows / (reported - started)))
+                copy.write(COPY_TRAILER)
+            after = source.position()
+            facts = {
+                "source": registry.name, "table": table.name, "rows": rows, "raw_rows": reader.raw_rows, "seq": reader.seq,
+                "consistent_from": str(after),
+            }  # fmt: skip
+            cursor.execute(QUERIES["finish_snapshot"], facts)
+            cursor.execute(QUERIES["write_seq"], {"source": registry.name, "seq": reader.seq})
+            cursor.execute(QUERIES["notify"], {"source": registry.name, "seq": reader.seq})
+    except TableProblem as error:
+        table.resync = False
+        registry.reject(table.number, error)
+        return seq
+    finally:
+        reader.close()
+    table.consistent_from, table.resync = after, False
+    log.info("table copied", table=table.name, rows=rows, duration_s=round(time.monotonic() - started, 3))
+    return reader.seq
