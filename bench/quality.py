@@ -31,7 +31,7 @@ from scorer.features import RobustScaler
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "train_FD001.txt.gz"
 TRAINING_CYCLES = 50
-AIMS = {("plain", "easy"): 0.98, ("baseline", "hard"): 0.80}
+AIMS = {"fd001_plain_easy": 0.98, "fd001_baseline_hard": 0.80}  # set for the real fleet only
 Scores = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
 
 
@@ -56,7 +56,7 @@ def main() -> None:
         found = {name: [score(history, present, seed) for seed in seeds] for name, score in METHODS.items()}
         for question, (worn, healthy) in questions.items():
             values = {name: [auc(scores, worn, healthy) for scores in runs] for name, runs in found.items()}
-            add_figures(report, f"{source}_{variant}_{question}", values, AIMS.get((variant, question)))
+            add_figures(report, f"{source}_{variant}_{question}", values, AIMS.get(f"{source}_{variant}_{question}"))
     report.finish()
 
 
