@@ -1,6 +1,7 @@
 """The files of the container stack agree with each other and with the code."""
 
 import re
+import runpy
 import stat
 import subprocess
 from pathlib import Path
@@ -32,6 +33,11 @@ def test_first_start_creates_the_columns_of_the_fleet() -> None:
     text = (CHECKOUT / "deploy" / "mysql" / "10-plant.sql").read_text()
     columns = re.findall(r"^    (\w+) +(?:BIGINT|INT|TIMESTAMP|DOUBLE)", text, re.MULTILINE)
     assert columns == ["id", "unit", "cycle", "read_at", *MEASUREMENTS]
+
+
+def test_kernels_can_be_compiled_without_servers() -> None:
+    """The script that fills the image's numba cache calls the kernels with arguments that they take."""
+    runpy.run_path(str(CHECKOUT / "deploy" / "warm.py"), run_name="__main__")
 
 
 def test_secrets_are_those_that_compose_asks_for(tmp_path: Path) -> None:
