@@ -77,25 +77,31 @@ class Engine:
 
 
 def generate_fleet(engines: int = 100, *, regimes: int = 6, seed: int = 0) -> Iterator[Engine]:
-    """Generate engines that run to failure.
-
-    Every engine depends on the seed and its own number alone, so a larger fleet begins with the smaller one.
-
-    Args:
-        engines: how many; units are numbered from 1.
-        regimes: 1, sea level only, to 6; each cycle is flown in one of them, chosen at random.
-        seed: the same seed gives the same fleet.
+    """Generate engines that run to failure, units numbered from 1.
 
     Raises:
         ValueError: no engine is asked for, or not 1 to 6 regimes.
     """
-    if engines < 1 or not 1 <= regimes <= len(_REGIMES):
-        raise ValueError(f"a fleet has 1 or more engines and 1 to {len(_REGIMES)} regimes, not {engines} and {regimes}")
+    if engines < 1:
+        raise ValueError(f"a fleet has 1 or more engines, not {engines}")
     for unit in range(1, engines + 1):
-        yield Engine(unit, _generate_engine(np.random.default_rng([seed, unit]), regimes))
+        yield generate_engine(unit, regimes=regimes, seed=seed)
 
 
-def _generate_engine(rng: np.random.Generator, regimes: int) -> NDArray[np.float64]:
+def generate_engine(unit: int, *, regimes: int = 6, seed: int = 0) -> Engine:
+    """Generate one engine's life, which depends on the seed and its own number alone.
+
+    Args:
+        unit: its number, 1 or more.
+        regimes: 1, sea level only, to 6; each cycle is flown in one of them, chosen at random.
+        seed: the same seed gives the same engine.
+
+    Raises:
+        ValueError: not 1 to 6 regimes.
+    """
+    if not 1 <= regimes <= len(_REGIMES):
+        raise ValueError(f"there are 1 to {len(_REGIMES)} regimes, not {regimes}")
+    rng = np.random.default_rng([seed, unit])
     life = int(np.clip(rng.gamma(9.0, 13.0) + 90, 128, 362))
     # Wear sets in late in some lives and early in others, then grows exponentially until the engine fails at 1.
     onset = rng.uniform(0.15, 0.55) * life
@@ -113,7 +119,7 @@ def _generate_engine(rng: np.random.Generator, regimes: int) -> NDArray[np.float
     values: NDArray[np.float64] = levels + relative * moved
     for column, decimals in enumerate(_DECIMALS):
         values[:, column] = np.round(values[:, column], decimals)
-    return values
+    return Engine(unit, values)
 
 
 def parse_cmapss(path: Path) -> list[Engine]:
