@@ -276,11 +276,7 @@ def _put_decimal(data, at, precision, scale, out, o, digits):
         odd = count % 9
         for g in range(count // 9 + 1):
             # the short group stands first before the point and last after it
-            size = odd if (g == 0) == (part == 0) and g == (0 if part == 0 else count // 9) else 9
-            if part == 0 and g > 0:
-                size = 9
-            if part == 1 and g < count // 9:
-                size = 9
+            size = odd if g == (0 if part == 0 else count // 9) else 9
             if size == 0:
                 continue
             value = np.int64(0)
