@@ -100,6 +100,8 @@ def run(args: argparse.Namespace, screen: Screen) -> None:
             left_s = LONGEST_S - SETTLE_S - (time.monotonic() - started)
             seconds = min(args.seconds, max(SHORTEST_STREAM_S, left_s))
             freshness = stream(stack, screen, conn, listening, fleet, seconds, args)
+            screen.say("warehouse refresh")
+            stack.run("warehouse", "refresh")
             show_summary(screen, conn, sum(stack.plant.count_rows().values()), freshness)
         show_connections(stack, screen)
     screen.say("All servers and services are stopped; the data stays. To look at it: .venv/bin/python -m demo serve")
@@ -183,9 +185,11 @@ def stream(
     args: argparse.Namespace,
 ) -> dict[str, NDArray[np.float64]]:
     """Insert new cycles for a while, then wait until all of them are scored; returns latencies in ms."""
+    rows = read_progress(conn)["scored"] + stack.plant.fly_one(fleet)
+    with screen.follow("a first new cycle, which compiles what was not needed yet", rows) as follower:
+        wait_for(stack, conn, lambda state: state["scored"] >= rows, follower, "scored")
     freshness = Freshness(listening)
     freshness.start()
-    rows_before = read_progress(conn)
     writer = Writer(stack.plant, fleet, args.rate, args.seed)
     writer.start()
     try:
@@ -198,7 +202,7 @@ def stream(
                 time.sleep(TICK_S)
         writer.stop()
         _raise_if_failed("inserting", writer.error)
-        wanted = rows_before["scored"] + len(writer.committed)
+        wanted = rows + len(writer.committed)
         with screen.follow("scoring the last of them", wanted) as follower:
             wait_for(stack, conn, lambda state: state["scored"] >= wanted, follower, "scored", SETTLE_S)
         # The last anomalies' notifications may still be on their way.

@@ -180,6 +180,15 @@ class Plant:
             cursor.execute(f"SELECT unit, MAX(cycle) FROM ({union}) AS readings GROUP BY unit")
             return {int(unit): int(cycle) for unit, cycle in cursor.fetchall()}
 
+    def fly_one(self, fleet: Fleet) -> int:
+        """Insert the next cycle of one engine; returns how many rows that were, 0 where no engine runs."""
+        flown = list(itertools.islice(fleet.fly(), 1))
+        if flown:
+            with closing(self.connect()) as conn, conn.cursor() as cursor:
+                cursor.executemany(_write_insert(TABLES[2]), _stamp(flown))
+                conn.commit()
+        return len(flown)
+
     def count_rows(self) -> dict[str, int]:
         """Rows of each table at the source."""
         with closing(self.connect()) as conn, conn.cursor() as cursor:
@@ -228,13 +237,18 @@ class Writer(threading.Thread):
                 if not flown:
                     self.ended = True
                     return
-                now = datetime.now(UTC).replace(tzinfo=None)
-                cursor.executemany(statement, [(unit, cycle, now, *values.tolist()) for unit, cycle, values in flown])
+                cursor.executemany(statement, _stamp(flown))
                 at = time.time()
                 conn.commit()
                 self.committed.update({(unit, cycle): at for unit, cycle, _ in flown})
                 # A source that was slow for a moment is not flooded afterwards.
                 due = max(due + size / self.rows_per_s, time.monotonic() - 1)
+
+
+def _stamp(flown: list[tuple[int, int, NDArray[np.float64]]]) -> list[Row]:
+    """Rows as they are inserted, read now."""
+    now = datetime.now(UTC).replace(tzinfo=None)
+    return [(unit, cycle, now, *values.tolist()) for unit, cycle, values in flown]
 
 
 def _write_ddl(table: str) -> str:
