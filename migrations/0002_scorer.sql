@@ -66,6 +66,29 @@ CREATE TABLE scorer.forest_checkpoints (
 ALTER TABLE scorer.forest_checkpoints ALTER COLUMN state SET STORAGE EXTERNAL;
 COMMENT ON TABLE scorer.forest_checkpoints IS 'the forest of each trained version, with header and checksum';
 
+CREATE TABLE scorer.forest_nodes (
+    model      text COLLATE "C" NOT NULL,
+    version    integer NOT NULL,
+    tree       integer NOT NULL,
+    node       integer NOT NULL,
+    cut_dim    integer,
+    cut_value  double precision,
+    left_node  integer,
+    right_node integer,
+    heavy_node integer,
+    mass       integer NOT NULL,
+    range_sum  double precision NOT NULL,
+    boxes      cube[] NOT NULL,
+    PRIMARY KEY (model, version, tree, node),
+    FOREIGN KEY (model, version) REFERENCES scorer.models ON DELETE CASCADE,
+    CHECK ((cut_dim IS NULL) = (left_node IS NULL))
+);
+COMMENT ON TABLE scorer.forest_nodes IS 'the forest of each trained version as rows, for scorer.score(); the root of a tree is node 0';
+COMMENT ON COLUMN scorer.forest_nodes.cut_dim IS 'number of the feature, from 1; NULL in a leaf; a scaled value <= cut_value goes left';
+COMMENT ON COLUMN scorer.forest_nodes.heavy_node IS 'where a missing value goes: the child with the larger mass';
+COMMENT ON COLUMN scorer.forest_nodes.boxes IS
+    'bounding box in scaled features, float32 values, 100 features to a cube; unbounded where no row had a value';
+
 CREATE TABLE scorer.scores (
     model         text COLLATE "C" NOT NULL,
     model_version integer NOT NULL,
@@ -445,6 +468,80 @@ SELECT a.* FROM scorer.anomalies a
 JOIN scorer.models m ON m.name = a.model AND m.version = a.model_version
 WHERE a.status = 'open' AND m.state = 'READY';
 COMMENT ON VIEW scorer.open_anomalies IS 'open anomalies of the versions that score now';
+
+-- Scoring in SQL ---------------------------------------------------------------------------------------------------
+
+CREATE FUNCTION scorer.scale_features(scaler jsonb, features double precision[]) RETURNS double precision[]
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    -- The trees hold float32 values; NULL stays NULL.
+    SELECT array_agg((greatest(-(scaler ->> 'clip')::float8, least((scaler ->> 'clip')::float8,
+                        (nullif(f.value, 'NaN') - (c.value #>> '{}')::float8) / (s.value #>> '{}')::float8)))::real::float8 ORDER BY f.n)
+    FROM unnest(features) WITH ORDINALITY f (value, n)
+    JOIN jsonb_array_elements(scaler -> 'center') WITH ORDINALITY c (value, n) USING (n)
+    JOIN jsonb_array_elements(scaler -> 'scale') WITH ORDINALITY s (value, n) USING (n)
+$$;
+
+CREATE FUNCTION scorer.score(model text, features double precision[]) RETURNS double precision
+LANGUAGE plpgsql STABLE PARALLEL SAFE COST 100000
+SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
+#variable_conflict use_variable
+DECLARE
+    used scorer.models;
+    point double precision[];
+    sides cube[];
+    result double precision;
+BEGIN
+    SELECT m.* INTO used FROM scorer.models m WHERE m.name = model AND m.state = 'READY';
+    IF used.version IS NULL THEN
+        RAISE EXCEPTION 'no model % is READY', model USING ERRCODE = 'undefined_object',
+            HINT = 'SELECT name, version, state, reason FROM scorer.model_info';
+    END IF;
+    IF cardinality(features) IS DISTINCT FROM cardinality(used.feature_columns) THEN
+        RAISE EXCEPTION '% values given, model % has % features', coalesce(cardinality(features), 0), model, cardinality(used.feature_columns)
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'In this order: ' || array_to_string(used.feature_columns, ', ');
+    END IF;
+    point := scorer.scale_features(used.scaler, features);
+    -- A missing value is no evidence: as an interval without bounds it is at no distance from any box.
+    SELECT array_agg(cube(
+               ARRAY(SELECT coalesce(v, '-Infinity') FROM unnest(point[chunk : chunk + 99]) WITH ORDINALITY p (v, n) ORDER BY n),
+               ARRAY(SELECT coalesce(v, 'Infinity') FROM unnest(point[chunk : chunk + 99]) WITH ORDINALITY p (v, n) ORDER BY n)) ORDER BY chunk)
+    INTO sides FROM generate_series(1, cardinality(point), 100) chunk;
+    -- Top down: alive is the probability that no cut above has set the point apart, value what those cuts contributed.
+    -- The node is looked up with LIMIT, so that no plan can read more of the forest than the primary key leads to.
+    WITH RECURSIVE walk AS (
+        SELECT t.tree, 0 AS depth, 1.0::float8 AS alive, 0.0::float8 AS value, found.mass AS total, found.*
+        FROM generate_series(0, (used.parameters ->> 'trees')::integer - 1) AS t (tree)
+        CROSS JOIN LATERAL (
+            SELECT n.cut_dim, n.cut_value, n.left_node, n.right_node, n.heavy_node, n.mass, n.range_sum,
+                   (SELECT sum(b <#> s) FROM unnest(n.boxes, sides) AS pair (b, s)) AS gap
+            FROM scorer.forest_nodes n
+            WHERE n.model = model AND n.version = used.version AND n.tree = t.tree AND n.node = 0 LIMIT 1) found
+        UNION ALL
+        SELECT w.tree, w.depth + 1, w.alive * (1 - step.q), w.value + w.alive * step.q / (w.depth + 1), w.total, found.*
+        FROM walk w
+        CROSS JOIN LATERAL (SELECT CASE WHEN w.gap > 0 THEN w.gap / (w.range_sum + w.gap) ELSE 0 END,
+                                   CASE WHEN point[w.cut_dim] IS NULL THEN w.heavy_node
+                                        WHEN point[w.cut_dim] <= w.cut_value THEN w.left_node ELSE w.right_node END) AS step (q, child)
+        CROSS JOIN LATERAL (
+            SELECT n.cut_dim, n.cut_value, n.left_node, n.right_node, n.heavy_node, n.mass, n.range_sum,
+                   (SELECT sum(b <#> s) FROM unnest(n.boxes, sides) AS pair (b, s)) AS gap
+            FROM scorer.forest_nodes n
+            WHERE n.model = model AND n.version = used.version AND n.tree = w.tree AND n.node = step.child LIMIT 1) found
+        WHERE w.cut_dim IS NOT NULL
+    )
+    SELECT avg((w.value + w.alive * CASE
+                   WHEN w.gap > 0 THEN 1.0 / (w.depth + 1)
+                   ELSE (1 - w.mass / (2.0::float8 * w.total)) / (w.depth + ln(1 + w.mass::float8) / ln(2::float8)) END)
+               * ln(1 + w.total::float8) / ln(2::float8))
+    INTO result FROM walk w WHERE w.cut_dim IS NULL;
+    IF result IS NULL THEN
+        RAISE EXCEPTION 'the forest of model % version % is not there as rows', model, used.version
+            USING ERRCODE = 'object_not_in_prerequisite_state', HINT = format('SELECT scorer.retrain(%L)', model);
+    END IF;
+    RETURN result;
+END $$;
+COMMENT ON FUNCTION scorer.score(text, double precision[]) IS
+    'the score of values by the READY version, in the order of its features, NULL where there is none; reads nothing but the forest';
 
 -- The results are for whoever may enter the schema; the verbs need the rights on the tables they write.
 CREATE FUNCTION scorer.explanation(anomaly_id bigint) RETURNS jsonb LANGUAGE sql STABLE AS $$

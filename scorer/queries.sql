@@ -60,6 +60,17 @@ WHERE name = %(model)s AND version = %(version)s;
 INSERT INTO scorer.forest_checkpoints (model, version, state) VALUES (%(model)s, %(version)s, %(state)s)
 ON CONFLICT (model, version) DO UPDATE SET state = excluded.state, created_at = clock_timestamp();
 
+-- name: write_nodes
+INSERT INTO scorer.forest_nodes (model, version, tree, node, cut_dim, cut_value, left_node, right_node, heavy_node, mass, range_sum, boxes)
+SELECT %(model)s, %(version)s, %(tree)s, n - 1, nullif(cut_dim, 0), CASE WHEN cut_dim > 0 THEN cut_value END,
+       nullif(left_node, -1), nullif(right_node, -1), nullif(heavy_node, -1), mass, range_sum,
+       ARRAY(SELECT cube((%(low)s::float8[])[(n - 1) * %(width)s + first : (n - 1) * %(width)s + least(first + 99, %(width)s)],
+                         (%(high)s::float8[])[(n - 1) * %(width)s + first : (n - 1) * %(width)s + least(first + 99, %(width)s)])
+             FROM generate_series(1, %(width)s, 100) first ORDER BY first)
+FROM unnest(%(cut_dims)s::int[], %(cut_values)s::float8[], %(lefts)s::int[], %(rights)s::int[], %(heavies)s::int[], %(masses)s::int[],
+            %(range_sums)s::float8[]) WITH ORDINALITY
+     AS given (cut_dim, cut_value, left_node, right_node, heavy_node, mass, range_sum, n);
+
 -- name: add_watermark
 INSERT INTO scorer.watermarks (model, version, relation, source, deleted_seq, reason)
 SELECT m.name, m.version, %(relation)s, %(source)s,

@@ -23,6 +23,7 @@ from psycopg.types.json import Jsonb
 
 from scorer.arrays import Float8Array, parse_copy, register_arrays
 from scorer.errors import TrainingFailed, TrainingWaits
+from scorer.export import write_nodes
 from scorer.features import RobustScaler
 from scorer.forest import RandomCutForest
 from scorer.models import (
@@ -307,5 +308,6 @@ def write_trained(conn: Connection, model: Model, trained: Trained, training_ms:
         conn.execute(QUERIES["close_retired_incidents"], values)
         conn.execute(QUERIES["set_trained"], values)
         conn.execute(QUERIES["write_checkpoint"], values)
+        write_nodes(conn, model, trained.forest)
         conn.execute("SELECT scorer.wake(%(model)s)", values)
     return True
