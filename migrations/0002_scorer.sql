@@ -473,12 +473,14 @@ COMMENT ON VIEW scorer.open_anomalies IS 'open anomalies of the versions that sc
 
 CREATE FUNCTION scorer.scale_features(scaler jsonb, features double precision[]) RETURNS double precision[]
 LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
-    -- The trees hold float32 values; NULL stays NULL.
-    SELECT array_agg((greatest(-(scaler ->> 'clip')::float8, least((scaler ->> 'clip')::float8,
-                        (nullif(f.value, 'NaN') - (c.value #>> '{}')::float8) / (s.value #>> '{}')::float8)))::real::float8 ORDER BY f.n)
-    FROM unnest(features) WITH ORDINALITY f (value, n)
-    JOIN jsonb_array_elements(scaler -> 'center') WITH ORDINALITY c (value, n) USING (n)
-    JOIN jsonb_array_elements(scaler -> 'scale') WITH ORDINALITY s (value, n) USING (n)
+    -- The trees hold float32 values. LEAST and GREATEST pass NULL over, so that is asked first.
+    SELECT array_agg(CASE WHEN scaled.value IS NOT NULL
+                          THEN greatest(-bound.clip, least(bound.clip, scaled.value))::real::float8 END ORDER BY scaled.n)
+    FROM (SELECT (scaler ->> 'clip')::float8 AS clip) bound,
+         (SELECT f.n, (nullif(f.value, 'NaN') - (c.value #>> '{}')::float8) / (s.value #>> '{}')::float8 AS value
+          FROM unnest(features) WITH ORDINALITY f (value, n)
+          JOIN jsonb_array_elements(scaler -> 'center') WITH ORDINALITY c (value, n) USING (n)
+          JOIN jsonb_array_elements(scaler -> 'scale') WITH ORDINALITY s (value, n) USING (n)) scaled
 $$;
 
 CREATE FUNCTION scorer.score(model text, features double precision[]) RETURNS double precision
