@@ -64,8 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo; returns the exit code."""
     args = parse_arguments(arguments)
     screen = Screen()
-    # A second signal while things are being stopped must not leave a process behind.
+    # SIGTERM stops as Ctrl-C does; a shell that starts this in the background has SIGINT ignored.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         if args.action == "serve":
             serve(args, screen)

@@ -194,7 +194,7 @@ def draw_histogram(scores: NDArray[np.float64], threshold: float) -> list[str]:
     scale = BAR / np.log1p(counts.max())
     lines = []
     for count, left, right in zip(counts, edges[:-1], edges[1:], strict=True):
-        mark = "anomalous" if left >= threshold else ""
+        mark = "anomalous" if left >= threshold and high > threshold else ""
         lines.append(f"{left:6.3f} to {right:6.3f} {count:>8,} {'#' * round(np.log1p(count) * scale):<{BAR}} {mark}".rstrip())
     return lines
 

@@ -183,13 +183,18 @@ features = [{features}]
 
     def connection_lines(self) -> dict[str, str]:
         """How a person connects: to the warehouse, and to the source."""
-        target = self.target
+        target, source = self.target, self.source
         psql = self.programs.get("postgres").shell_line("psql")
-        client = self.programs.get(self.source.name).shell_line("mysql")
-        return {
-            "warehouse": f"PGPASSFILE={self.folder}/pgpass {psql} -h {target.host} -p {target.port} -U {USER} {WAREHOUSE}",
-            "source": f"{client} --defaults-extra-file={self.folder}/my.cnf {DATABASE}",
-        }
+        lines = {"warehouse": f"PGPASSFILE={self.folder}/pgpass {psql} -h {target.host} -p {target.port} -U {USER} {WAREHOUSE}"}
+        program = self.programs.get(source.name)
+        unpacked = [name for name in ("mysql", "mariadb") if (program.folder / "../bin" / name).exists()]
+        client = next((name for name in ("mysql", "mariadb") if shutil.which(name)), None)
+        if client is not None or unpacked:
+            start = client or program.shell_line(f"../bin/{unpacked[0]}")
+            lines["source"] = f"{start} --defaults-extra-file={self.folder}/my.cnf {DATABASE}"
+        else:
+            lines["source"] = f"{source.host}:{source.port}, user {source.user}, password in {source.folder}/password"
+        return lines
 
     def run(self, *command: str) -> str:
         """Run one of the commands to its end; returns what it printed.
@@ -221,7 +226,20 @@ features = [{features}]
                 raise DemoFailed(f"{name} run ended with status {process.returncode}", hint=self._read_log_end(name))
 
     def stop_services(self) -> None:
-        """Ask every service to finish its work, and wait for it; one that does not end in 20 s is killed."""
+        """Ask every service to finish its work, and wait for it; one that does not end in 20 s is killed.
+
+        Signals are held back meanwhile: a second Ctrl-C must not leave a process behind.
+        """
+        if not self._services:
+            return
+        held = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            self._end_services()
+        finally:
+            for number, handler in held.items():
+                signal.signal(number, handler)
+
+    def _end_services(self) -> None:
         for process in self._services.values():
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
