@@ -284,9 +284,11 @@ def main() -> int:
             with contextlib.suppress(CommandFailed):
                 print(stack.call("ps"), stack.call("logs", "--no-color", "--tail", "60"), sep="\n")
             return 1
-    if not options.keep:
-        left = stack.leftovers()
-        require(not left, f"left behind: {left}")
+    if options.keep:
+        say(f"left running: {stack.folder}, COMPOSE_PROJECT_NAME={stack.project}")
+    elif left := stack.leftovers():
+        say(f"FAILED: left behind: {left}")
+        return 1
     say("the stack holds")
     return 0
 
