@@ -194,12 +194,12 @@ def stream(
     writer = Writer(stack.plant, fleet, args.rate, args.seed)
     writer.start()
     try:
-        with screen.follow(f"new cycles at {args.rate:g} rows/s, s", round(seconds)) as follower:
+        with screen.follow("new cycles, s", round(seconds)) as follower:
             started = time.monotonic()
             while (passed := time.monotonic() - started) < seconds and writer.is_alive():
                 stack.check_services()
                 state = read_progress(conn)
-                follower.update(int(passed), note=describe(state, len(writer.committed), freshness))
+                follower.update(int(passed), note=describe(state))
                 time.sleep(TICK_S)
         writer.stop()
         _raise_if_failed("inserting", writer.error)
@@ -220,12 +220,9 @@ def stream(
     }
 
 
-def describe(state: dict[str, Any], inserted: int, freshness: Freshness) -> str:
-    """The state of the stream in one short line."""
-    return (
-        f"{inserted:,} in, {len(freshness.mirrored):,} mirrored (lag {state['lag_ms'] or 0:.0f} ms), "
-        f"{state['scored']:,} scored, {state['anomalies']:,} anomalies"
-    )
+def describe(state: dict[str, Any]) -> str:
+    """The state of the stream, short enough for a terminal of 80 columns."""
+    return f"lag {state['lag_ms'] or 0:.0f} ms, {state['scored']:,} scored, {state['anomalies']:,} anomalies"
 
 
 def _raise_if_failed(what: str, error: Exception | None) -> None:
