@@ -10,6 +10,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 
+import numpy as np
 import psycopg
 import structlog
 from psycopg import sql
@@ -90,7 +91,11 @@ class ModelScorer:
                 sources[mirror.source].append(mirror)
             self._models.append((model, sources))
             if (model.name, model.version) not in self._forests:
-                self._forests[model.name, model.version] = read_forest(self.conn, model, self.settings.threads)
+                forest = read_forest(self.conn, model, self.settings.threads)
+                # Compiled code is loaded, or made, at its first call: here, so that no row waits for it.
+                forest.score_samples(np.zeros((1, forest.columns)))
+                forest.explain(np.zeros((1, forest.columns)))
+                self._forests[model.name, model.version] = forest
         ready = {(model.name, model.version) for model, _ in self._models}
         self._forests = {key: forest for key, forest in self._forests.items() if key in ready}
         self._read_at = time.monotonic()
