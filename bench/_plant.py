@@ -1,0 +1,143 @@
+"""What the replicator's benches share: private servers, an FD001-shaped table of 29 columns, and ways to fill and read it.
+
+Owns the workload. Never measures anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg
+import pymysql
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from demo.servers import MySQLServer, PostgresServer, cache_folder, provide
+from replicator.schema import MirrorTable, Registry
+from replicator.source import Source
+from replicator.stream import Choice
+from replicator.tablemap import TableMap
+from warehouse.migrate import migrate_schema
+from warehouse.settings import ReplicatorSettings, RetrySettings, Settings, SourceSettings, WarehouseSettings
+
+TABLE = "asset_readings_bench"
+NAME = f"plant.{TABLE}"
+MEASUREMENTS = [f"setting_{n}" for n in (1, 2, 3)] + [f"sensor_{n}" for n in range(1, 22)]
+COLUMNS = ["id", "line", "unit", "cycle", "read_at", *MEASUREMENTS]
+ROWS_A_TRANSACTION = 25_000
+# Nothing here is about the disk: both sides flush when the system likes.
+FAST_MYSQL = {"sync_binlog": "0", "innodb_flush_log_at_trx_commit": "0", "max_binlog_size": "1G", "innodb_buffer_pool_size": "512M"}
+FAST_POSTGRES = {"synchronous_commit": "off", "max_wal_size": "4GB", "shared_buffers": "256MB"}
+
+
+@dataclass
+class Plant:
+    """Servers, settings for them, and a connection to each."""
+
+    mysql: MySQLServer
+    postgres: PostgresServer
+    settings: Settings
+
+    def connect(self) -> pymysql.Connection:
+        """A connection to the source, autocommit on."""
+        server = self.mysql
+        return pymysql.connect(
+            host=server.host, port=server.port, user=server.user, password=server.password, autocommit=True, ssl_disabled=True
+        )
+
+    def warehouse(self) -> psycopg.Connection:
+        """A connection to the warehouse, autocommit on."""
+        server = self.postgres
+        return psycopg.connect(
+            host=server.host, port=server.port, user=server.user, password=server.password, dbname="bench", autocommit=True
+        )
+
+
+@contextlib.contextmanager
+def running_plant(note: object) -> Iterator[Plant]:
+    """Servers in a folder that is gone afterwards."""
+    programs = provide(["mysql", "postgres"], cache_folder(), note)  # type: ignore[arg-type]
+    with tempfile.TemporaryDirectory(prefix="tailrace-bench-", ignore_cleanup_errors=True) as name, contextlib.ExitStack() as stack:
+        folder = Path(name)
+        folder.chmod(0o755)
+        mysql = stack.enter_context(MySQLServer(programs, folder / "mysql", options=FAST_MYSQL))
+        postgres = stack.enter_context(PostgresServer(programs, folder / "postgres", options=FAST_POSTGRES))
+        settings = Settings(
+            source=SourceSettings(port=mysql.port, user=mysql.user, password=mysql.password, tables=(NAME,)),
+            warehouse=WarehouseSettings(port=postgres.port, user=postgres.user, password=postgres.password, dbname="bench"),
+            replicator=ReplicatorSettings(),
+            retry=RetrySettings(budget_s=0),
+        )
+        plant = Plant(mysql, postgres, settings)
+        with psycopg.connect(
+            host=postgres.host, port=postgres.port, user=postgres.user, password=postgres.password, dbname="postgres", autocommit=True
+        ) as conn:
+            conn.execute("CREATE DATABASE bench")
+        with plant.warehouse() as conn:
+            migrate_schema(conn)
+        create_table(plant)
+        yield plant
+        postgres.stop()
+        mysql.stop()
+
+
+def create_table(plant: Plant) -> None:
+    """The empty table at the source."""
+    doubles = ", ".join(f"{name} DOUBLE" for name in MEASUREMENTS)
+    with plant.connect() as conn, conn.cursor() as cursor:
+        cursor.execute("CREATE DATABASE IF NOT EXISTS plant")
+        cursor.execute(
+            f"CREATE TABLE {NAME} (id BIGINT PRIMARY KEY, line SMALLINT NOT NULL, unit INT NOT NULL, cycle INT NOT NULL,"
+            f" read_at TIMESTAMP(3) NOT NULL, {doubles})"
+        )
+
+
+def insert_many(plant: Plant, rows: int, first: int = 1) -> None:
+    """Insert rows in transactions of 25,000, which the server logs as events of many rows."""
+    values = ", ".join(f"ROUND(RAND({n}) * {100 + 37 * n}, 4)" for n in range(len(MEASUREMENTS)))
+    with plant.connect() as conn, conn.cursor() as cursor:
+        cursor.execute("SET SESSION cte_max_recursion_depth = 10000000")
+        for start in range(first, first + rows, ROWS_A_TRANSACTION):
+            last = min(start + ROWS_A_TRANSACTION, first + rows) - 1
+            cursor.execute(
+                f"INSERT INTO {NAME} WITH RECURSIVE n (i) AS (SELECT {start} UNION ALL SELECT i + 1 FROM n WHERE i < {last})"
+                f" SELECT i, i % 7, i % 100, i DIV 100, NOW(3), {values} FROM n"
+            )
+
+
+def insert_singly(plant: Plant, rows: int, first: int) -> None:
+    """Insert rows, each in a transaction of its own."""
+    with plant.connect() as conn, conn.cursor() as cursor:
+        cursor.execute("DROP PROCEDURE IF EXISTS plant.insert_singly")
+        values = ", ".join("ROUND(RAND() * 100, 4)" for _ in MEASUREMENTS)
+        cursor.execute(
+            "CREATE PROCEDURE plant.insert_singly (first BIGINT, last BIGINT) BEGIN DECLARE i BIGINT DEFAULT first;"
+            f" WHILE i <= last DO INSERT INTO {NAME} VALUES (i, i % 7, i % 100, i DIV 100, NOW(3), {values});"
+            " SET i = i + 1; END WHILE; END"
+        )
+        cursor.execute(f"CALL plant.insert_singly({first}, {first + rows - 1})")
+
+
+class Wanted:
+    """Chooses the bench's table and nothing else."""
+
+    def choose(self, table_map: TableMap) -> Choice | None:
+        """The table with the key id."""
+        return Choice(0, (0,)) if table_map.table == TABLE else None
+
+    def reject(self, table: int, problem: Exception) -> None:
+        """Nothing here may be rejected."""
+        raise problem
+
+
+def mirror_table(plant: Plant) -> MirrorTable:
+    """The bench's table as the replicator sees it."""
+    registry = Registry(Source(plant.settings.source), "plant", (NAME,))
+    table = registry.discover(NAME, is_new=True)
+    assert table is not None
+    return table
