@@ -233,6 +233,9 @@ SELECT pg_notify('anomalies', %(payload)s);
 DELETE FROM scorer.scores WHERE ctid = ANY (ARRAY(
     SELECT ctid FROM scorer.scores WHERE scored_at < now() - make_interval(secs => %(seconds)s) LIMIT %(limit)s));
 
+-- name: count_untried
+SELECT count(*) FROM scorer.models WHERE state = 'TRAINING' OR (state = 'PENDING' AND reason IS NULL);
+
 -- name: read_watermarks
 SELECT model, version, relation, source, seq, deleted_seq FROM scorer.watermarks WHERE reason IS NULL;
 

@@ -21,7 +21,7 @@ from apscheduler.schedulers.background import BackgroundScheduler
 
 from scorer.errors import TrainingFailed
 from scorer.models import create_models
-from scorer.score import ModelScorer, is_caught_up, prune_scores, read_targets
+from scorer.score import ModelScorer, is_caught_up, is_training, prune_scores, read_targets
 from scorer.training import train_models
 from warehouse.db import Connection, connect, take_lock, wrap_errors
 from warehouse.errors import AlreadyRunning
@@ -85,7 +85,12 @@ def catch_up(settings: Settings, stop: Stop, progress: Progress) -> None:
         conn = stack.enter_context(connect(settings.warehouse, "scorer"))
         require_migrations(conn)
         targets = read_targets(conn)
-        if not _wait_for_lock(conn, stop, progress, lambda: is_caught_up(conn, targets)):
+
+        def is_done_elsewhere() -> bool:
+            # A version that the other scorer trained in the meantime has everything before it.
+            return not is_training(conn) and is_caught_up(conn, {**read_targets(conn), **targets})
+
+        if not _wait_for_lock(conn, stop, progress, is_done_elsewhere):
             return
         create_models(conn, settings.model)
         results = train_models(conn, settings.scorer.threads)

@@ -152,6 +152,12 @@ def _newest(name: str) -> sql.Composed:
     return sql.SQL("SELECT coalesce(max(_seq), 0) FROM {}").format(qualified(name))
 
 
+def is_training(conn: Connection) -> bool:
+    """Whether a version is being trained, or was not looked at yet."""
+    with wrap_errors():
+        return conn.execute(QUERIES["count_untried"]).fetchone() != (0,)
+
+
 def is_caught_up(conn: Connection, targets: Targets) -> bool:
     """Whether everything up to the targets is scored; a version that no longer scores counts as done."""
     with wrap_errors():

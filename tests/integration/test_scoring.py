@@ -204,6 +204,23 @@ def test_serving_scores_at_once_and_tells_who_listens(ready: Plant) -> None:
         listener.close()
 
 
+def test_catching_up_beside_a_running_scorer_waits_for_it(plant: Plant) -> None:
+    """While another scorer serves, --until-caught-up returns once that one has trained and scored everything."""
+    process = plant.start()
+    try:
+        deadline = time.monotonic() + 60
+        while not plant.fetch("SELECT FROM pg_stat_activity WHERE application_name = 'tailrace scorer score'"):
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.05)
+        plant.create_model()
+        plant.insert("readings_new", 1, np.ones(2000), make_readings(np.random.default_rng(1), 2000))
+        plant.catch_up()
+        assert plant.fetch("SELECT count(*) FROM scores") == [(2000,)]
+    finally:
+        process.terminate()
+        assert process.wait(30) == 0
+
+
 def test_a_payload_always_fits(plant: Plant) -> None:
     """A batch that opens very many incidents with long names still commits and notifies."""
     plant.conn.execute(
