@@ -22,6 +22,7 @@ from replicator.schema import MirrorTable, Registry
 from replicator.source import Source
 from replicator.stream import Choice
 from replicator.tablemap import TableMap
+from warehouse.log import configure_log
 from warehouse.migrate import migrate_schema
 from warehouse.settings import ReplicatorSettings, RetrySettings, Settings, SourceSettings, WarehouseSettings
 
@@ -61,6 +62,7 @@ class Plant:
 @contextlib.contextmanager
 def running_plant(note: object) -> Iterator[Plant]:
     """Servers in a folder that is gone afterwards."""
+    configure_log("warning", service="bench")
     programs = provide(["mysql", "postgres"], cache_folder(), note)  # type: ignore[arg-type]
     with tempfile.TemporaryDirectory(prefix="tailrace-bench-", ignore_cleanup_errors=True) as name, contextlib.ExitStack() as stack:
         folder = Path(name)
