@@ -1,11 +1,12 @@
 """Character sets of the source: from its bytes to text.
 
-Single-byte sets come as tables from the server itself, so that their text is what the server prints. Pure: source.py
-fills the tables.
+Single-byte sets come as tables from the server itself, so that their text is what the server prints. Sets of several
+bytes use Python's codecs, corrected where the server's tables are others. Pure: source.py fills the tables.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,11 +14,48 @@ from replicator.errors import UnsupportedColumn
 from replicator.typemap import UTF8
 
 _CODECS = {
-    "big5": "big5hkscs", "cp932": "cp932", "eucjpms": "euc_jp", "euckr": "euc_kr", "gb18030": "gb18030", "gb2312": "gb2312",
+    "big5": "big5", "cp932": "cp932", "eucjpms": "euc_jp", "euckr": "cp949", "gb18030": "gb18030", "gb2312": "gb2312",
     "gbk": "gbk", "sjis": "shift_jis", "ucs2": "utf-16-be", "ujis": "euc_jp", "utf16": "utf-16-be", "utf16le": "utf-16-le",
     "utf32": "utf-32-be",
 } | dict.fromkeys(UTF8, "utf-8")  # fmt: skip
 _NO_CHARACTER = "\N{REPLACEMENT CHARACTER}"
+
+# Where the tables of MySQL and MariaDB differ from Python's: characters after decoding, and codes that Python lacks.
+_AS_SERVER = {
+    "gb18030": str.maketrans("\ue7c7\u1e3f", "\u1e3f\ue7c7"),
+    "sjis": str.maketrans("\uff3c", "\\"),
+    "ujis": str.maketrans("\uff3c", "\\"),
+    "eucjpms": str.maketrans("\u301c\u2016\u2212\u00a2\u00a3\u00ac\u00a6", "\uff5e\u2225\uff0d\uffe0\uffe1\uffe2\uffe4"),
+}
+_EUC_CHARACTER = re.compile(rb"\x8f..|[\x80-\xff].|.", re.DOTALL)
+_BIG5_CHARACTER = re.compile(rb"[\x80-\xff].|.", re.DOTALL)
+
+
+def _user_defined() -> dict[bytes, str]:
+    """Rows 85 to 94 of both planes, which lie in Unicode's private area."""
+    cells = [(row, cell) for row in range(0xF5, 0xFF) for cell in range(0xA1, 0xFF)]
+    codes = [bytes(pair) for pair in cells] + [b"\x8f" + bytes(pair) for pair in cells]
+    return {code: chr(0xE000 + n) for n, code in enumerate(codes)}
+
+
+def _vendor() -> dict[bytes, str]:
+    """NEC's row 13, which cp932 has too, and IBM's characters of eucjpms."""
+    row_13 = {bytes((0xAD, 0xA1 + n)): bytes((0x87, 0x40 + n + (n >= 0x3F))) for n in range(94)}
+    found = {code: other.decode("cp932", "ignore") for code, other in row_13.items()}
+    places = [(0xF3, cell) for cell in range(0xF3, 0xFF)] + [(0xF4, cell) for cell in range(0xA1, 0xFF)]
+    found |= {b"\x8f" + bytes(place): character for place, character in zip(places, _IBM, strict=True)}
+    return {code: character for code, character in found.items() if character} | {b"\x8f\xa2\xb7": "\uff5e"}
+
+
+_IBM = (
+    "ⅰⅱⅲⅳⅴⅵⅶⅷⅸⅹⅠⅡⅢⅣⅤⅥⅦⅧⅨⅩ＇＂㈱№℡炻仼僴凬匇匤﨎咊坙﨏塚增寬峵嵓﨑德悅愠敎昻晥晴朗栁﨓﨔橫"
+    "櫢淸淲瀨凞猪甁皂皞益礰礼神祥福竧靖精綠緖羽荢﨟薰蘒﨡蠇諸譿賴赶﨣﨤逸郞都鄕﨧﨨閒隆﨩霻靍靑飯飼館馞髙魲鶴黑"
+)
+_MISSING: dict[str, tuple[re.Pattern[bytes], dict[bytes, str]]] = {
+    "big5": (_BIG5_CHARACTER, {bytes((0xF9, 0xD6 + n)): character for n, character in enumerate("碁銹裏墻恒粧嫺")}),
+    "ujis": (_EUC_CHARACTER, _user_defined()),
+    "eucjpms": (_EUC_CHARACTER, _user_defined() | _vendor()),
+}
 
 
 @dataclass(frozen=True)
@@ -45,13 +83,13 @@ class Charsets:
         if codec is None:
             raise UnsupportedColumn(f"character set {charset or 'unknown'} is not covered")
         try:
-            return raw.decode(codec), True
+            return _decode(raw, charset, codec), True
         except UnicodeDecodeError:
             return raw.decode(codec, "replace"), False
 
     def decode_label(self, raw: bytes, charset: str) -> str:
-        """A label of an ENUM or SET as text."""
-        return self.decode(raw, charset)[0] if charset else raw.decode("utf-8", "replace")
+        """A label of an ENUM or SET as text; in an unknown character set only for show, as its table is turned away."""
+        return self.decode(raw, charset)[0] if self.covers(charset) else raw.decode("utf-8", "replace")
 
     def covers(self, charset: str) -> bool:
         """True where text in this character set can be read."""
@@ -64,3 +102,14 @@ class Charsets:
         """
         texts = [character.encode() for character in self.tables[charset]]
         return b"".join(bytes([0 if i == 0 else len(text)]) + text.ljust(3, b"\0") for i, text in enumerate(texts))
+
+
+def _decode(raw: bytes, charset: str, codec: str) -> str:
+    """Bytes of a set of several bytes as the server would print them; raises UnicodeDecodeError."""
+    if charset in _MISSING:
+        character, missing = _MISSING[charset]
+        parts = character.findall(raw)
+        if not missing.keys().isdisjoint(parts):
+            return "".join(missing[part] if part in missing else _decode(part, charset, codec) for part in parts)
+    text = raw.decode(codec)
+    return text.translate(_AS_SERVER[charset]) if charset in _AS_SERVER else text
