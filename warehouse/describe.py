@@ -116,7 +116,7 @@ def read_properties(section: type[Section]) -> Mapping[str, dict[str, Any]]:
     """The JSON schema of each key, with the kinds that allow None unwrapped."""
     properties: dict[str, dict[str, Any]] = {}
     for key, schema in section.model_json_schema()["properties"].items():
-        inner = next((kind for kind in schema.get("anyOf", ()) if kind.get("type") != "null"), {})
+        inner: dict[str, Any] = next((kind for kind in schema.get("anyOf", ()) if kind.get("type") != "null"), {})
         properties[key] = {**schema, **inner}
     return properties
 
