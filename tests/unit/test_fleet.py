@@ -64,7 +64,7 @@ def test_engines_degrade_in_every_regime(regimes: int) -> None:
 def test_impossible_fleets_are_refused() -> None:
     """No engines, no regimes and more regimes than there are are errors, not empty fleets."""
     for engines, regimes in ((0, 6), (5, 0), (5, 7)):
-        with pytest.raises(ValueError, match="1 or more engines|regimes"):
+        with pytest.raises(ValueError, match=r"1 or more engines|regimes"):
             next(generate_fleet(engines, regimes=regimes))
 
 
