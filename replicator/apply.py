@@ -21,7 +21,7 @@ from replicator import decode
 from replicator.changes import Batch
 from replicator.errors import TableProblem, UnrepresentableKey
 from replicator.position import Position
-from replicator.schema import QUERIES, MirrorTable, Registry
+from replicator.schema import QUERIES, MirrorTable, Registry, key_object
 from replicator.values import rebuild_tuple
 from warehouse.db import Connection, wrap_errors
 
@@ -102,7 +102,7 @@ class Applier:
 
     def empty(self, table: MirrorTable, position: Position, seq: int, commit_us: int) -> int:
         """Commit a TRUNCATE: the keys are recorded as deleted, each with a _seq of its own; the last one given out."""
-        keys = self._key_object(table, sql.SQL("m."))
+        keys = key_object(table, sql.SQL("m."))
         with wrap_errors(table=table.name), self.conn.transaction():
             self.registry.write(self.conn, position)
             row: Any = self.conn.execute(
@@ -175,7 +175,7 @@ class Applier:
                     "INSERT INTO warehouse.deleted_rows (source, table_name, key, seq, committed_at)"
                     " SELECT %(source)s, %(table)s, key, _seq, _committed_at FROM gone WHERE _seq IS NOT NULL)"
                     " SELECT count(*) FROM gone"
-                ).format(mirror=table.identifier, stage=stage, same=same, keys=self._key_object(table, sql.SQL("m."))),
+                ).format(mirror=table.identifier, stage=stage, same=same, keys=key_object(table, sql.SQL("m."))),
                 {"source": self.registry.name, "table": table.name},
             ).fetchone()
         return int(row[0])
@@ -194,13 +194,6 @@ class Applier:
                 ).format(sql.Identifier(f"stage_{table.number}"), sql.SQL(", ").join(parts), table.identifier)
             )
         return stage
-
-    def _key_object(self, table: MirrorTable, prefix: sql.SQL) -> sql.Composable:
-        """The key as a JSON object of mirror column names and values."""
-        pairs: list[sql.Composable] = []
-        for name, identifier in zip(_key_names(table), table.key_identifiers, strict=True):
-            pairs += [sql.Literal(name), sql.SQL("{}{}").format(prefix, identifier)]
-        return sql.SQL("jsonb_build_object({})").format(sql.SQL(", ").join(pairs))
 
     def _copy(self, table: MirrorTable, images: Rows, changes: NDArray[np.void], out: NDArray[np.uint8]) -> None:
         """Copy the tuples of these changes straight into the mirror."""
@@ -270,10 +263,6 @@ def copy_statement(table: MirrorTable) -> sql.Composed:
     names = [sql.Identifier(column["mirror_name"]) for column in table.columns]
     own = [sql.Identifier("_seq"), sql.Identifier("_committed_at"), sql.Identifier("_raw")]
     return sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(table.identifier, sql.SQL(", ").join([*names, *own]))
-
-
-def _key_names(table: MirrorTable) -> list[str]:
-    return [column["mirror_name"] for column in table.columns if column["name"] in table.key]
 
 
 def _instant(commit_us: int) -> datetime:

@@ -4,10 +4,14 @@
 SELECT flavor, pause_requested FROM warehouse.sources WHERE source = %(source)s
 
 -- name: register_source
+WITH known AS (
+    UPDATE warehouse.sources SET flavor = %(flavor)s, server_version = %(version)s, heartbeat_s = %(heartbeat_s)s,
+        binlog_expire_s = %(expire_s)s
+    WHERE source = %(source)s RETURNING source
+)
 INSERT INTO warehouse.sources (source, flavor, server_version, state, heartbeat_s, binlog_expire_s)
-VALUES (%(source)s, %(flavor)s, %(version)s, 'Starting', %(heartbeat_s)s, %(expire_s)s)
-ON CONFLICT (source) DO UPDATE SET flavor = excluded.flavor, server_version = excluded.server_version,
-    heartbeat_s = excluded.heartbeat_s, binlog_expire_s = excluded.binlog_expire_s
+SELECT %(source)s, %(flavor)s, %(version)s, 'Starting', %(heartbeat_s)s, %(expire_s)s
+WHERE NOT EXISTS (SELECT FROM known)
 
 -- name: set_source_state
 UPDATE warehouse.sources SET state = %(state)s, reason = %(reason)s
@@ -43,10 +47,14 @@ SELECT table_name, mirror, state, columns, key_columns, consistent_from, resync_
 FROM warehouse.tables WHERE source = %(source)s
 
 -- name: write_table
+WITH known AS (
+    UPDATE warehouse.tables SET mirror = %(mirror)s, state = %(state)s, reason = %(reason)s, columns = %(columns)s,
+        key_columns = %(key_columns)s
+    WHERE source = %(source)s AND table_name = %(table)s RETURNING table_name
+)
 INSERT INTO warehouse.tables (source, table_name, mirror, state, reason, columns, key_columns, position)
-VALUES (%(source)s, %(table)s, %(mirror)s, %(state)s, %(reason)s, %(columns)s, %(key_columns)s, %(position)s)
-ON CONFLICT (source, table_name) DO UPDATE SET mirror = excluded.mirror, state = excluded.state, reason = excluded.reason,
-    columns = excluded.columns, key_columns = excluded.key_columns
+SELECT %(source)s, %(table)s, %(mirror)s, %(state)s, %(reason)s, %(columns)s, %(key_columns)s, %(position)s
+WHERE NOT EXISTS (SELECT FROM known)
 
 -- name: count_changes
 UPDATE warehouse.tables

@@ -65,7 +65,12 @@ class MirrorTable:
     @property
     def key_identifiers(self) -> list[sql.Identifier]:
         """The quoted names of the key's columns in the mirror, in the source's column order."""
-        return [sql.Identifier(column["mirror_name"]) for column in self.columns if column["name"] in self.key]
+        return [sql.Identifier(name) for name in self.key_names]
+
+    @property
+    def key_names(self) -> list[str]:
+        """The names of the key's columns in the mirror, in the source's column order."""
+        return [column["mirror_name"] for column in self.columns if column["name"] in self.key]
 
     @property
     def overlaps(self) -> bool:
@@ -253,28 +258,57 @@ def create_mirror(conn: Connection, table: MirrorTable) -> None:
     conn.execute(sql.SQL("CREATE INDEX IF NOT EXISTS {} ON {} (_seq)").format(index, table.identifier))
 
 
+def key_object(table: MirrorTable, prefix: sql.SQL) -> sql.Composable:
+    """A row's key as a JSON object of mirror column names and values; prefix: the row's alias and a point."""
+    pairs: list[sql.Composable] = []
+    for name in table.key_names:
+        pairs += [sql.Literal(name), sql.SQL("{}{}").format(prefix, sql.Identifier(name))]
+    return sql.SQL("jsonb_build_object({})").format(sql.SQL(", ").join(pairs))
+
+
+def mirror_key(conn: Connection, table: MirrorTable) -> list[str]:
+    """The names of the columns of the mirror's primary key as it is, sorted."""
+    rows = conn.execute(
+        "SELECT a.attname FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey)"
+        " WHERE i.indisprimary AND i.indrelid = format('%%I.%%I', %s::text, %s::text)::regclass ORDER BY 1",
+        tuple(table.mirror.split(".", 1)),
+    )
+    return [str(name) for (name,) in rows]
+
+
 def fit_mirror(conn: Connection, table: MirrorTable) -> None:
-    """Change the columns of an empty mirror to those of the source, without dropping it or any of its columns.
+    """Change the columns and the key of an empty mirror to those of the source, without dropping it or any of its columns.
 
     Views depend on a mirror, and a column that vanished at the source is history.
     """
-    schema, _, name = table.mirror.partition(".")
     rows = conn.execute(
-        "SELECT attname, format_type(atttypid, atttypmod) FROM pg_attribute"
+        "SELECT attname, format_type(atttypid, atttypmod), attnotnull FROM pg_attribute"
         " WHERE attrelid = format('%%I.%%I', %s::text, %s::text)::regclass AND attnum > 0 AND NOT attisdropped",
-        (schema, name),
+        tuple(table.mirror.split(".", 1)),
     )
-    found: dict[str, str] = dict(rows.fetchall())
+    found = {str(name): (str(type_), bool(required)) for name, type_, required in rows}
+    alter = sql.SQL("ALTER TABLE {} ").format(table.identifier)
+    new_key = mirror_key(conn, table) != sorted(table.key_names)
+    if new_key:
+        row: Any = conn.execute(
+            "SELECT conname FROM pg_constraint"
+            " WHERE contype = 'p' AND conrelid = format('%%I.%%I', %s::text, %s::text)::regclass",
+            tuple(table.mirror.split(".", 1)),
+        ).fetchone()
+        conn.execute(alter + sql.SQL("DROP CONSTRAINT {}").format(sql.Identifier(row[0])))
+    for name, (_, required) in found.items():
+        if required and name not in (*table.key_names, "_seq"):
+            conn.execute(alter + sql.SQL("ALTER COLUMN {} DROP NOT NULL").format(sql.Identifier(name)))
     for column in table.columns:
         identifier, wanted = sql.Identifier(column["mirror_name"]), sql.SQL(_type(column["mirror_type"]))
         if column["mirror_name"] not in found:
-            conn.execute(sql.SQL("ALTER TABLE {} ADD COLUMN {} {}").format(table.identifier, identifier, wanted))
-        elif not _same_type(conn, found[column["mirror_name"]], column["mirror_type"]):
-            conn.execute(
-                sql.SQL("ALTER TABLE {} ALTER COLUMN {} TYPE {} USING NULL::{}").format(
-                    table.identifier, identifier, wanted, wanted
-                )
-            )
+            conn.execute(alter + sql.SQL("ADD COLUMN {} {}").format(identifier, wanted))
+        elif not _same_type(conn, found[column["mirror_name"]][0], column["mirror_type"]):
+            # Postgres refuses this while a view reads the column; the next refresh makes the derived views anew.
+            conn.execute("SELECT warehouse.drop_views_of(%s)", (table.mirror,))
+            conn.execute(alter + sql.SQL("ALTER COLUMN {0} TYPE {1} USING NULL::{1}").format(identifier, wanted))
+    if new_key:
+        conn.execute(alter + sql.SQL("ADD PRIMARY KEY ({})").format(sql.SQL(", ").join(table.key_identifiers)))
 
 
 def _same_type(conn: Connection, first: str, second: str) -> bool:

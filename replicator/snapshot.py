@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import psycopg
 import structlog
 from numpy.typing import NDArray
 from psycopg import sql
@@ -23,7 +24,16 @@ from replicator.changes import ChangeBuffer
 from replicator.errors import SourceUnavailable, TableProblem, UnrepresentableKey
 from replicator.packets import TICK_S, PacketBuffer
 from replicator.plan import Plans
-from replicator.schema import QUERIES, MirrorTable, Registry, create_mirror, describe_columns, fit_mirror
+from replicator.schema import (
+    QUERIES,
+    MirrorTable,
+    Registry,
+    create_mirror,
+    describe_columns,
+    fit_mirror,
+    key_object,
+    mirror_key,
+)
 from replicator.source import Source, SourceTable, error_for, wrap_errors
 from replicator.typemap import Kind
 from replicator.values import rebuild_tuple
@@ -37,6 +47,10 @@ log = structlog.get_logger()
 _PREPARE, _EXECUTE, _EXECUTE_BYTES = 0x16, 0x17, 10
 _SILENCE_S = 600
 _REPORT_S = 5
+
+
+class CopyRefused(TableProblem):
+    """Postgres does not take the rows or columns of the source."""
 
 
 class Interrupted(Exception):
@@ -208,6 +222,7 @@ def copy_table(conn: Connection, source: Source, registry: Registry, table: Mirr
     try:
         with wrap_warehouse_errors(table=table.name), conn.transaction(), conn.cursor() as cursor:
             create_mirror(conn, table)
+            kept_keys = _keep_keys(conn, table)
             # DELETE, not TRUNCATE: others read the old rows until the copy is committed.
             cursor.execute(sql.SQL("DELETE FROM {}").format(table.identifier))
             fit_mirror(conn, table)
@@ -222,14 +237,22 @@ def copy_table(conn: Connection, source: Source, registry: Registry, table: Mirr
                         reported = time.monotonic()
                         log.info("copying", table=table.name, rows=rows, rows_per_s=round(rows / (reported - started)))
                 copy.write(COPY_TRAILER)
+            last_seq = reader.seq + (_record_vanished(conn, registry, table, reader.seq) if kept_keys else 0)
             after = source.position()
             facts = {
-                "source": registry.name, "table": table.name, "rows": rows, "raw_rows": reader.raw_rows, "seq": reader.seq,
+                "source": registry.name, "table": table.name, "rows": rows, "raw_rows": reader.raw_rows, "seq": last_seq,
                 "consistent_from": str(after),
             }  # fmt: skip
             cursor.execute(QUERIES["finish_snapshot"], facts)
-            cursor.execute(QUERIES["write_seq"], {"source": registry.name, "seq": reader.seq})
-            cursor.execute(QUERIES["notify"], {"source": registry.name, "seq": reader.seq})
+            cursor.execute(QUERIES["write_seq"], {"source": registry.name, "seq": last_seq})
+            cursor.execute(QUERIES["notify"], {"source": registry.name, "seq": last_seq})
+    except (psycopg.errors.IntegrityError, psycopg.errors.DataError, psycopg.errors.NotSupportedError) as error:
+        table.resync = False
+        hint = "Mend the cause (a view of your own may hold a column's type), then resync the table."
+        registry.reject(
+            table.number, CopyRefused(f"Postgres refused the copy: {str(error).strip().splitlines()[0]}", hint=hint)
+        )
+        return seq
     except TableProblem as error:
         table.resync = False
         registry.reject(table.number, error)
@@ -238,4 +261,25 @@ def copy_table(conn: Connection, source: Source, registry: Registry, table: Mirr
         reader.close()
     table.consistent_from, table.resync = after, False
     log.info("table copied", table=table.name, rows=rows, duration_s=round(time.monotonic() - started, 3))
-    return reader.seq
+    return last_seq
+
+
+def _keep_keys(conn: Connection, table: MirrorTable) -> bool:
+    """Keep the mirror's keys beside it until the copy is there; False where it has no rows, or other key columns."""
+    if mirror_key(conn, table) != sorted(table.key_names):
+        return False
+    conn.execute("DROP TABLE IF EXISTS pg_temp.kept_keys")
+    columns = sql.SQL(", ").join(table.key_identifiers)
+    statement = sql.SQL("CREATE TEMP TABLE kept_keys ON COMMIT DROP AS SELECT {} FROM {}").format(columns, table.identifier)
+    return conn.execute(statement).rowcount > 0
+
+
+def _record_vanished(conn: Connection, registry: Registry, table: MirrorTable, seq: int) -> int:
+    """Record the keys that were there before the copy and are not any more as deleted; how many."""
+    same = sql.SQL(" AND ").join([sql.SQL("m.{0} = k.{0}").format(name) for name in table.key_identifiers])
+    statement = sql.SQL(
+        "INSERT INTO warehouse.deleted_rows (source, table_name, key, seq)"
+        " SELECT %(source)s, %(table)s, {key}, %(seq)s + row_number() OVER () FROM pg_temp.kept_keys k"
+        " WHERE NOT EXISTS (SELECT FROM {mirror} m WHERE {same})"
+    ).format(key=key_object(table, sql.SQL("k.")), mirror=table.identifier, same=same)
+    return conn.execute(statement, {"source": registry.name, "table": table.name, "seq": seq}).rowcount
