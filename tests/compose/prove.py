@@ -138,7 +138,7 @@ class Proof:
     def is_mirrored(self) -> bool:
         """Both sides have the same rows in every table."""
         found = self.query("SELECT count(*) FROM pg_tables WHERE schemaname = 'plant'")[0][0]
-        return found == len(TABLES) and all(self.read_source(table) == self.read_mirror(table) for table in TABLES)
+        return bool(found == len(TABLES)) and all(self.read_source(table) == self.read_mirror(table) for table in TABLES)
 
     def is_scored(self) -> bool:
         """Every mirror row of the scored tables has a score of just its version, and no other row has one."""
@@ -197,7 +197,7 @@ def prove_flow(proof: Proof, rows: Sequence[Row]) -> None:
     wait_for("the mirror is equal, row by row", proof.is_mirrored)
     wait_for("every row is scored", proof.is_scored)
     total = len(parts["incremental"])
-    faults = [
+    faults: list[tuple[float, str, Callable[[], object]]] = [
         (0.3, "restarting the replicator", lambda: proof.stack.call("restart", "replicator")),
         (0.5, "killing the scorer", lambda: (proof.stack.call("kill", "scorer"), proof.stack.call("start", "scorer"))),
         (
