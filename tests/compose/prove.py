@@ -151,7 +151,7 @@ class Proof:
             f"""SELECT count(*) FILTER (WHERE s.seq IS DISTINCT FROM m._seq), count(*) FILTER (WHERE s.seq = m._seq)
                 FROM ({mirrors}) m FULL JOIN scorer.scores s USING (source_table, row_key)"""
         )[0]
-        return wrong == 0 and right > 0
+        return bool(wrong == 0 and right > 0)
 
 
 def prove_refusal(stack: Stack) -> None:
