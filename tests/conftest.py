@@ -6,4 +6,4 @@ import os
 for _name in [name for name in os.environ if name.startswith("TAILRACE__")]:
     del os.environ[_name]
 
-pytest_plugins = ["tests.fixtures.servers", "tests.fixtures.plant"]
+pytest_plugins = ["tests.fixtures.servers", "tests.fixtures.plant", "tests.fixtures.pipeline"]
