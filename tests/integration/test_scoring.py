@@ -125,6 +125,17 @@ def test_deleted_rows_lose_their_score_and_mark_their_anomaly(ready: Plant) -> N
     ]
 
 
+def test_an_idle_scorer_writes_no_anomalies(ready: Plant) -> None:
+    """Without new rows and deletes no statement touches scorer.anomalies, so that views on it are not refreshed for ever."""
+    ready.conn.execute(
+        "CREATE TABLE public.touched (n int); CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN INSERT INTO public.touched VALUES (1); RETURN NULL; END $$;"
+        " CREATE TRIGGER noted AFTER INSERT OR UPDATE OR DELETE ON scorer.anomalies FOR EACH STATEMENT EXECUTE FUNCTION note()"
+    )
+    ready.catch_up()
+    assert ready.fetch("SELECT count(*) FROM public.touched") == [(0,)]
+
+
 def test_a_delete_before_its_row_was_scored_leaves_nothing(plant: Plant) -> None:
     """Insert, delete and insert again between two runs: one score, of the last row."""
     plant.create_model()
