@@ -132,7 +132,17 @@ def test_an_idle_scorer_writes_no_anomalies(ready: Plant) -> None:
         " $$ BEGIN INSERT INTO public.touched VALUES (1); RETURN NULL; END $$;"
         " CREATE TRIGGER noted AFTER INSERT OR UPDATE OR DELETE ON scorer.anomalies FOR EACH STATEMENT EXECUTE FUNCTION note()"
     )
-    ready.catch_up()
+    process = ready.start({"SCORER__INTERVAL_S": "0.05"})
+    try:
+        deadline = time.monotonic() + 60
+        while not ready.fetch("SELECT FROM pg_stat_activity WHERE application_name = 'tailrace scorer score'"):
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.05)
+        # some twenty idle rounds
+        time.sleep(1)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
     assert ready.fetch("SELECT count(*) FROM public.touched") == [(0,)]
 
 
