@@ -910,8 +910,8 @@ def consume(data, end, state, slots, plans, columns, blob, labels, out, keys, ch
         state[EVENT_TYPE], state[EVENT_TIME] = kind, time_s
         body = e + 19
         stop = e + length
-        # FORMAT_DESCRIPTION and ROTATE have rules of their own for the checksum; Python checks these.
-        if state[CHECKSUM] and kind != 15 and kind != 4:
+        # FORMAT_DESCRIPTION always has a checksum, whatever it says of the other events; Python checks it.
+        if state[CHECKSUM] and kind != 15:
             stop -= 4
             if stop < body:
                 return MALFORMED
@@ -944,8 +944,8 @@ def consume(data, end, state, slots, plans, columns, blob, labels, out, keys, ch
             rows_at = body + 8
             if kind >= 30:
                 rows_at += _little(data, body + 8, 2)
-            # a table id of all ones closes a statement and carries no rows
-            if table_id != 0xFFFFFF:
+            # this table id closes a statement, where the event has no columns; else it is a table's like any other
+            if table_id != 0xFFFFFF or (rows_at < stop and data[rows_at] != 0):
                 slot = slots[table_id & (SLOTS - 1)]
                 if rows_at >= stop or state[IN_TRANSACTION] == 0:
                     return MALFORMED

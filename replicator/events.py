@@ -6,12 +6,14 @@ Pure: parses bytes, never reads any. The frequent events (rows, table map, GTID,
 
 from __future__ import annotations
 
+import re
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
 
 from replicator.errors import StreamBroken
 
+_FILE = re.compile(r"[^\x00-\x1f/]+\.[0-9]+")
 HEADER_BYTES = 19
 CHECKSUM_BYTES = 4
 
@@ -116,10 +118,17 @@ class Query:
 
 
 def parse_rotate(body: bytes) -> Rotate:
-    """The body of a ROTATE event: 8 bytes offset, then the file's name to the end."""
+    """The body of a ROTATE event without its checksum: 8 bytes offset, then the file's name to the end.
+
+    Raises:
+        StreamBroken: it does not name a binlog file, NAME.NUMBER.
+    """
     if len(body) < 9:
         raise StreamBroken("a ROTATE event is too short")
-    return Rotate(body[8:].decode("utf-8", "strict"), int(struct.unpack_from("<Q", body)[0]))
+    file = body[8:].decode("utf-8", "replace")
+    if not _FILE.fullmatch(file):
+        raise StreamBroken(f"a ROTATE event names {file!r}, which is not a binlog file")
+    return Rotate(file, int(struct.unpack_from("<Q", body)[0]))
 
 
 def parse_checksum_algorithm(body: bytes) -> bool:
@@ -131,6 +140,9 @@ def parse_checksum_algorithm(body: bytes) -> bool:
     """
     if len(body) < 2 + 50 + 4 + 1 + 5:
         raise StreamBroken("a FORMAT_DESCRIPTION event is too short")
+    version, header_bytes = int.from_bytes(body[:2], "little"), body[56]
+    if (version, header_bytes) != (4, HEADER_BYTES):
+        raise StreamBroken(f"binlog version {version} with headers of {header_bytes} bytes is not known")
     algorithm = body[-5]
     if algorithm not in (0, 1):
         raise StreamBroken(f"binlog checksum algorithm {algorithm} is not known")

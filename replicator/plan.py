@@ -26,6 +26,8 @@ _FIXED_BYTES = {
 _TIME_BYTES = {Kind.TIME: 3, Kind.DATETIME: 5, Kind.TIMESTAMP: 4}
 TEXT_AS_IT_IS, TEXT_BY_TABLE, TEXT_BY_PYTHON = 0, 1, 2
 SLACK_BYTES = 64
+# Far more than one statement can name.
+_KEPT_IDS = 1 << 16
 
 
 class Plans:
@@ -44,6 +46,7 @@ class Plans:
         self._columns: list[tuple[Any, ...]] = []
         self._plans: list[tuple[Any, ...]] = []
         self._charset_at: dict[str, int] = {}
+        self._bound: dict[int, int] = {}
         self.tables: list[int] = []
         self.sources: list[tuple[Column, ...]] = []
         self.slots: NDArray[np.void] = np.zeros(decode.SLOTS, decode.SLOT)
@@ -79,7 +82,22 @@ class Plans:
 
     def bind(self, table_id: int, plan: int) -> None:
         """Let rows events with this table id use a plan."""
+        self._bound.pop(table_id, None)
+        self._bound[table_id] = plan
+        if len(self._bound) > _KEPT_IDS:
+            del self._bound[next(iter(self._bound))]
         self.slots[table_id & (decode.SLOTS - 1)] = (table_id, plan)
+
+    def restore(self, table_id: int) -> bool:
+        """Bind a table id again whose slot another one has taken; False where it was not bound or still is.
+
+        Ids that share a slot may occur in one statement.
+        """
+        slot = table_id & (decode.SLOTS - 1)
+        if table_id not in self._bound or self.slots[slot]["table_id"] == table_id:
+            return False
+        self.slots[slot] = (table_id, self._bound[table_id])
+        return True
 
     def find(self, map_body: bytes, table_id: int) -> int | None:
         """The newest plan whose table map is the same, so that a new table id alone makes no new plan."""

@@ -204,18 +204,18 @@ class Stream:
         state = self._state
         at, size, kind = int(state[decode.EVENT_AT]), int(state[decode.EVENT_BYTES]), int(state[decode.EVENT_TYPE])
         event = self._packets.data[at : at + size].tobytes()
-        has_checksum = bool(state[decode.CHECKSUM]) and kind not in (Event.FORMAT_DESCRIPTION, Event.ROTATE)
+        has_checksum = bool(state[decode.CHECKSUM]) and kind != Event.FORMAT_DESCRIPTION
         body = event[events.HEADER_BYTES : -events.CHECKSUM_BYTES if has_checksum else None]
         if kind == Event.QUERY:
             yield from self._handle_query(events.parse_query(body))
         elif kind == Event.TABLE_MAP:
             self._handle_table_map(body)
         elif kind == Event.ROTATE:
-            self._handle_rotate(event)
+            self._handle_rotate(events.parse_rotate(body))
         elif kind == Event.FORMAT_DESCRIPTION:
-            state[decode.CHECKSUM] = events.parse_checksum_algorithm(body)
-            if state[decode.CHECKSUM] and not _is_intact(event):
+            if not _is_intact(event):
                 self._raise_for(decode.BAD_CHECKSUM)
+            state[decode.CHECKSUM] = events.parse_checksum_algorithm(body)
         elif kind == Event.MARIADB_GTID:
             raise UnsupportedEvent(UNSUPPORTED[Event.XA_PREPARE], position=self._place())
         elif kind in UNSUPPORTED:
@@ -229,10 +229,7 @@ class Stream:
                 position=self._place(),
             )
 
-    def _handle_rotate(self, event: bytes) -> None:
-        # Whether a ROTATE that the server makes up carries a checksum depends on the file before; its own bytes tell.
-        end = -events.CHECKSUM_BYTES if _is_intact(event) else None
-        rotate = events.parse_rotate(event[events.HEADER_BYTES : end])
+    def _handle_rotate(self, rotate: events.Rotate) -> None:
         if self._state[decode.IN_TRANSACTION]:
             raise StreamBroken("a binlog file ends inside a transaction", position=self._place())
         if rotate.file != self._files[-1]:
@@ -291,6 +288,10 @@ class Stream:
     def _raise_for(self, code: int) -> None:
         """Raise what a return code of the kernel says; a partial row image only costs its table."""
         state = self._state
+        if code == decode.UNKNOWN_TABLE:
+            at = int(state[decode.EVENT_AT]) + events.HEADER_BYTES
+            if self.plans.restore(table_id_of(self._packets.data[at : at + 8].tobytes())):
+                return
         if code == decode.PARTIAL_IMAGE:
             plan = int(state[decode.PLAN_AT_FAULT])
             self.chooser.reject(
