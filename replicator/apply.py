@@ -109,11 +109,13 @@ class Applier:
                 sql.SQL(
                     "WITH gone AS (DELETE FROM {mirror} m RETURNING {keys} AS key), recorded AS ("
                     "INSERT INTO warehouse.deleted_rows (source, table_name, key, seq, committed_at)"
-                    " SELECT %(source)s, %(table)s, key, %(seq)s + row_number() OVER (), %(at)s FROM gone)"
+                    " SELECT {source}, {table}, key, {seq} + row_number() OVER (), {at} FROM gone)"
                     " SELECT count(*) FROM gone"
-                ).format(mirror=table.identifier, keys=keys),
-                {"source": self.registry.name, "table": table.name, "seq": seq, "at": _instant(commit_us)},
-            ).fetchone()
+                ).format(
+                    mirror=table.identifier, keys=keys, source=sql.Literal(self.registry.name), table=sql.Literal(table.name),
+                    seq=sql.Literal(seq), at=sql.Literal(_instant(commit_us)),
+                )
+            ).fetchone()  # fmt: skip
             seq += int(row[0])
             self._count(table, -int(row[0]), 0, 0, int(row[0]), 0, seq, commit_us, position)
             self._write_checkpoint(position, seq, commit_us)
@@ -173,11 +175,13 @@ class Applier:
                     "WITH gone AS (DELETE FROM {mirror} m USING {stage} s WHERE {same}"
                     " RETURNING {keys} AS key, s._seq, s._committed_at), recorded AS ("
                     "INSERT INTO warehouse.deleted_rows (source, table_name, key, seq, committed_at)"
-                    " SELECT %(source)s, %(table)s, key, _seq, _committed_at FROM gone WHERE _seq IS NOT NULL)"
+                    " SELECT {source}, {table}, key, _seq, _committed_at FROM gone WHERE _seq IS NOT NULL)"
                     " SELECT count(*) FROM gone"
-                ).format(mirror=table.identifier, stage=stage, same=same, keys=key_object(table, sql.SQL("m."))),
-                {"source": self.registry.name, "table": table.name},
-            ).fetchone()
+                ).format(
+                    mirror=table.identifier, stage=stage, same=same, keys=key_object(table, sql.SQL("m.")),
+                    source=sql.Literal(self.registry.name), table=sql.Literal(table.name),
+                )
+            ).fetchone()  # fmt: skip
         return int(row[0])
 
     def _stage(self, table: MirrorTable) -> sql.Identifier:

@@ -259,7 +259,10 @@ def create_mirror(conn: Connection, table: MirrorTable) -> None:
 
 
 def key_object(table: MirrorTable, prefix: sql.SQL) -> sql.Composable:
-    """A row's key as a JSON object of mirror column names and values; prefix: the row's alias and a point."""
+    """A row's key as a JSON object of mirror column names and values; prefix: the row's alias and a point.
+
+    Names may hold percent signs, so a statement with this in it takes no parameters: psycopg would read them.
+    """
     pairs: list[sql.Composable] = []
     for name in table.key_names:
         pairs += [sql.Literal(name), sql.SQL("{}{}").format(prefix, sql.Identifier(name))]

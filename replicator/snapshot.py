@@ -279,7 +279,10 @@ def _record_vanished(conn: Connection, registry: Registry, table: MirrorTable, s
     same = sql.SQL(" AND ").join([sql.SQL("m.{0} = k.{0}").format(name) for name in table.key_identifiers])
     statement = sql.SQL(
         "INSERT INTO warehouse.deleted_rows (source, table_name, key, seq)"
-        " SELECT %(source)s, %(table)s, {key}, %(seq)s + row_number() OVER () FROM pg_temp.kept_keys k"
+        " SELECT {source}, {table}, {key}, {seq} + row_number() OVER () FROM pg_temp.kept_keys k"
         " WHERE NOT EXISTS (SELECT FROM {mirror} m WHERE {same})"
-    ).format(key=key_object(table, sql.SQL("k.")), mirror=table.identifier, same=same)
-    return conn.execute(statement, {"source": registry.name, "table": table.name, "seq": seq}).rowcount
+    ).format(
+        key=key_object(table, sql.SQL("k.")), mirror=table.identifier, same=same, source=sql.Literal(registry.name),
+        table=sql.Literal(table.name), seq=sql.Literal(seq),
+    )  # fmt: skip
+    return conn.execute(statement).rowcount
