@@ -58,6 +58,10 @@ LANES = 8  # partial sums in `gap_sum`; fixed, so that results do not depend on 
 CHUNK_TREES = 4  # trees whose scores are added before chunks are; fixed, so that results do not depend on the number of threads
 NONE = -1
 
+MAX_DEPTH = 2047  # internal nodes of the largest tree, and so the longest path
+_INVERSE = 1.0 / np.arange(1, MAX_DEPTH + 2)  # _INVERSE[depth] = 1 / (depth + 1): a load is cheaper than a division
+_FEW_ROWS = 16  # rows at a node from which on it pays to take the node's rows together
+
 _TINY = 1e-300  # turns 0 / 0 into 0, and is lost in any sum of float32 values that is not zero
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
@@ -68,89 +72,279 @@ _S11, _S27, _S30, _S31 = np.uint64(11), np.uint64(27), np.uint64(30), np.uint64(
 _compiled = njit(cache=True, nogil=True, error_model="numpy", fastmath=False)
 
 
-# --- the hot sum -----------------------------------------------------------------------------------
+# --- vector code ------------------------------------------------------------------------------------
+#
+# The compiler does not turn these loops into vector instructions by itself without permission to reorder sums, and it turns
+# the choice of a child into a branch that no processor can predict. Each comes twice: as instructions, and in numpy, the same
+# operations in the same order, for runs without compilation.
+
+
+def _fold(lanes):
+    """Sum of LANES partial sums, folded in halves."""
+    while lanes.size > 1:
+        half = lanes.size // 2
+        lanes = lanes[:half] + lanes[half:]
+    return float(lanes[0])
 
 
 def _gap_sum_plain(corners, low, high, points, row):
-    """`gap_sum` without compilation: the same additions in the same order."""
+    """`gap_sum` without compilation."""
     point = points[row].astype(np.float64)
     below = corners[low].astype(np.float64) - point
     above = point - corners[high].astype(np.float64)
     gaps = np.where(below > above, below, above)
     gaps = np.where(gaps > 0.0, gaps, 0.0)
-    sums = gaps.reshape(-1, LANES)
     total = np.zeros(LANES)
-    for part in sums:
+    for part in gaps.reshape(-1, LANES):
         total = total + part
-    while total.size > 1:
-        half = total.size // 2
-        total = total[:half] + total[half:]
-    return float(total[0])
+    return _fold(total)
 
 
-@intrinsic
-def _gap_sum_vector(typing_context, corners, low, high, points, row):
-    """`gap_sum` as vector instructions, which the compiler does not find by itself without permission to reorder sums."""
+def _add_gaps_plain(corners, low, high, points, row, weight, attribution):
+    """`add_gaps` without compilation."""
+    point = points[row].astype(np.float64)
+    above = point - corners[high].astype(np.float64)
+    below = corners[low].astype(np.float64) - point
+    attribution[0] += weight * np.where(above > 0.0, above, 0.0)
+    attribution[1] += weight * np.where(below > 0.0, below, 0.0)
 
-    def generate(context, builder, signature, arguments):
-        f32, f64, i32 = ir.FloatType(), ir.DoubleType(), ir.IntType(32)
-        packed, wide = ir.VectorType(f32, LANES), ir.VectorType(f64, LANES)
-        box_array = context.make_array(signature.args[0])(context, builder, arguments[0])
-        point_array = context.make_array(signature.args[3])(context, builder, arguments[3])
-        width = cgutils.unpack_tuple(builder, point_array.shape)[1]
 
-        def row_pointer(array, index):
-            index = builder.sext(index, width.type) if index.type.width < width.type.width else index
-            return builder.gep(array.data, [builder.mul(index, width)])
+def _widen_plain(corners, low, high, points, row):
+    """`widen` without compilation."""
+    x, a, b = points[row], corners[low].copy(), corners[high].copy()
+    corners[low] = np.where((x < a) | np.isnan(a), x, a)
+    corners[high] = np.where((x > b) | np.isnan(b), x, b)
+    return _gap_sum_plain(corners, high, high, corners, low)
 
-        pointers = [
-            row_pointer(box_array, arguments[1]),
-            row_pointer(box_array, arguments[2]),
-            row_pointer(point_array, arguments[4]),
-        ]
-        zero = ir.Constant(wide, [0.0] * LANES)
-        total = cgutils.alloca_once_value(builder, zero)
-        start, step = ir.Constant(width.type, 0), ir.Constant(width.type, LANES)
-        with cgutils.for_range_slice(builder, start, width, step, inc=True) as (index, _):
 
-            def load(pointer):
-                source = builder.bitcast(builder.gep(pointer, [index]), packed.as_pointer())
-                values = builder.load(source)
-                values.align = 4
-                return builder.fpext(values, wide)
+def _join_plain(corners, mine, first_low, first_high, second_low, second_high):
+    """`join` without compilation."""
+    before = corners[mine : mine + 2].copy()
+    a, b = corners[first_low], corners[second_low]
+    corners[mine] = np.where((a < b) | np.isnan(b), a, b)
+    a, b = corners[first_high], corners[second_high]
+    corners[mine + 1] = np.where((a > b) | np.isnan(b), a, b)
+    changed = not np.array_equal(before, corners[mine : mine + 2], equal_nan=True)
+    total = _gap_sum_plain(corners, mine + 1, mine + 1, corners, mine)
+    return -total if changed else total
 
-            box_low, box_high, point = [load(pointer) for pointer in pointers]
-            below, above = builder.fsub(box_low, point), builder.fsub(point, box_high)
-            gap = builder.select(builder.fcmp_ordered(">", below, above), below, above)
-            gap = builder.select(builder.fcmp_ordered(">", gap, zero), gap, zero)
-            builder.store(builder.fadd(builder.load(total), gap), total)
-        lanes = builder.load(total)
+
+def _pick_child_plain(nodes, node, points, row):
+    """`pick_child` without compilation."""
+    record = nodes[node]
+    return int(record["right"] if points[row, record["cut_dim"]] > record["cut_value"] else record["left"])
+
+
+_F32, _F64, _I1, _I32, _I64 = ir.FloatType(), ir.DoubleType(), ir.IntType(1), ir.IntType(32), ir.IntType(64)
+_PACKED, _WIDE = ir.VectorType(_F32, LANES), ir.VectorType(_F64, LANES)
+_ZEROS = ir.Constant(_WIDE, [0.0] * LANES)
+
+
+class _Rows:
+    """Rows of two-dimensional C-contiguous arrays as pointers; all arrays have the same number of columns."""
+
+    def __init__(self, context, builder, signature, arguments, arrays):
+        self.builder = builder
+        self.arrays = {i: context.make_array(signature.args[i])(context, builder, arguments[i]) for i in arrays}
+        self.width = cgutils.unpack_tuple(builder, self.arrays[arrays[-1]].shape)[-1]
+
+    def pointer(self, array, row):
+        """Address of the row's first value."""
+        return self.builder.gep(self.arrays[array].data, [self.builder.mul(row, self.width)])
+
+    def parts(self):
+        """Loop over the columns, LANES at a time; yields the index of the first."""
+        zero, step = ir.Constant(_I64, 0), ir.Constant(_I64, LANES)
+        return cgutils.for_range_slice(self.builder, zero, self.width, step, inc=True)
+
+    def load(self, pointer, index, kind=_PACKED, align=4):
+        """LANES values."""
+        value = self.builder.load(self.builder.bitcast(self.builder.gep(pointer, [index]), kind.as_pointer()))
+        value.align = align
+        return value
+
+    def store(self, value, pointer, index, align=4):
+        """LANES values."""
+        target = self.builder.bitcast(self.builder.gep(pointer, [index]), value.type.as_pointer())
+        self.builder.store(value, target).align = align
+
+    def wide(self, value):
+        """float64 of float32."""
+        return self.builder.fpext(value, _WIDE)
+
+    def larger(self, a, b):
+        """The larger; b where either is NaN."""
+        return self.builder.select(self.builder.fcmp_ordered(">", a, b), a, b)
+
+    def total(self, lanes):
+        """Sum of the lanes, folded in halves."""
         size = LANES
         while size > 1:
             size //= 2
             undefined = ir.Constant(lanes.type, ir.Undefined)
-            mask = ir.VectorType(i32, size)
-            first = builder.shuffle_vector(lanes, undefined, ir.Constant(mask, list(range(size))))
-            second = builder.shuffle_vector(lanes, undefined, ir.Constant(mask, list(range(size, 2 * size))))
-            lanes = builder.fadd(first, second)
-        return builder.extract_element(lanes, ir.Constant(i32, 0))
-
-    return types.float64(corners, low, high, points, row), generate
+            mask = ir.VectorType(_I32, size)
+            first = self.builder.shuffle_vector(lanes, undefined, ir.Constant(mask, list(range(size))))
+            second = self.builder.shuffle_vector(lanes, undefined, ir.Constant(mask, list(range(size, 2 * size))))
+            lanes = self.builder.fadd(first, second)
+        return self.builder.extract_element(lanes, ir.Constant(_I32, 0))
 
 
-# gap_sum(corners, low, high, points, row) = sum over i of max(corners[low, i] - points[row, i], points[row, i] -
-# corners[high, i], 0)
-#
-# in float64, in LANES partial sums that are folded in halves; a NaN on either side adds 0. Both arrays are float32,
-# C-contiguous, with the same number of columns, a multiple of LANES.
+@intrinsic
+def _gap_sum_vector(typing_context, corners, low, high, points, row):
+    def generate(context, builder, signature, arguments):
+        rows = _Rows(context, builder, signature, arguments, (0, 3))
+        box_low, box_high = rows.pointer(0, arguments[1]), rows.pointer(0, arguments[2])
+        point = rows.pointer(3, arguments[4])
+        total = cgutils.alloca_once_value(builder, _ZEROS)
+        with rows.parts() as (index, _):
+            x = rows.wide(rows.load(point, index))
+            below = builder.fsub(rows.wide(rows.load(box_low, index)), x)
+            above = builder.fsub(x, rows.wide(rows.load(box_high, index)))
+            gap = rows.larger(rows.larger(below, above), _ZEROS)
+            builder.store(builder.fadd(builder.load(total), gap), total)
+        return rows.total(builder.load(total))
+
+    return types.float64(corners, types.int64, types.int64, points, types.int64), generate
+
+
+@intrinsic
+def _add_gaps_vector(typing_context, corners, low, high, points, row, weight, attribution):
+    def generate(context, builder, signature, arguments):
+        rows = _Rows(context, builder, signature, arguments, (0, 3, 6))
+        box_low, box_high = rows.pointer(0, arguments[1]), rows.pointer(0, arguments[2])
+        point = rows.pointer(3, arguments[4])
+        sums_high, sums_low = (rows.pointer(6, ir.Constant(_I64, i)) for i in range(2))
+        first = builder.insert_element(ir.Constant(_WIDE, ir.Undefined), arguments[5], ir.Constant(_I32, 0))
+        spread = ir.Constant(ir.VectorType(_I32, LANES), [0] * LANES)
+        weights = builder.shuffle_vector(first, ir.Constant(_WIDE, ir.Undefined), spread)
+        with rows.parts() as (index, _):
+            x = rows.wide(rows.load(point, index))
+            above = builder.fsub(x, rows.wide(rows.load(box_high, index)))
+            below = builder.fsub(rows.wide(rows.load(box_low, index)), x)
+            for sums, gap in ((sums_high, above), (sums_low, below)):
+                part = builder.fmul(weights, rows.larger(gap, _ZEROS))
+                rows.store(builder.fadd(rows.load(sums, index, _WIDE, 8), part), sums, index, 8)
+        return context.get_dummy_value()
+
+    return types.void(corners, types.int64, types.int64, points, types.int64, types.float64, attribution), generate
+
+
+@intrinsic
+def _widen_vector(typing_context, corners, low, high, points, row):
+    def generate(context, builder, signature, arguments):
+        rows = _Rows(context, builder, signature, arguments, (0, 3))
+        box_low, box_high = rows.pointer(0, arguments[1]), rows.pointer(0, arguments[2])
+        point = rows.pointer(3, arguments[4])
+        total = cgutils.alloca_once_value(builder, _ZEROS)
+        with rows.parts() as (index, _):
+            x = rows.load(point, index)
+            ends = []
+            for pointer, sign in ((box_low, "<"), (box_high, ">")):
+                end = rows.load(pointer, index)
+                beyond = builder.or_(builder.fcmp_ordered(sign, x, end), builder.fcmp_unordered("uno", end, end))
+                ends.append(builder.select(beyond, x, end))
+                rows.store(ends[-1], pointer, index)
+            side = rows.larger(builder.fsub(rows.wide(ends[1]), rows.wide(ends[0])), _ZEROS)
+            builder.store(builder.fadd(builder.load(total), side), total)
+        return rows.total(builder.load(total))
+
+    return types.float64(corners, types.int64, types.int64, points, types.int64), generate
+
+
+@intrinsic
+def _join_vector(typing_context, corners, mine, first_low, first_high, second_low, second_high):
+    def generate(context, builder, signature, arguments):
+        rows = _Rows(context, builder, signature, arguments, (0,))
+        ours = rows.pointer(0, arguments[1]), rows.pointer(0, builder.add(arguments[1], ir.Constant(_I64, 1)))
+        firsts = rows.pointer(0, arguments[2]), rows.pointer(0, arguments[3])
+        seconds = rows.pointer(0, arguments[4]), rows.pointer(0, arguments[5])
+        flags = ir.VectorType(_I1, LANES)
+        total = cgutils.alloca_once_value(builder, _ZEROS)
+        changed = cgutils.alloca_once_value(builder, ir.Constant(flags, [0] * LANES))
+        with rows.parts() as (index, _):
+            ends = []
+            for side, sign in ((0, "<"), (1, ">")):
+                a, b, old = (rows.load(pointer[side], index) for pointer in (firsts, seconds, ours))
+                choose = builder.or_(builder.fcmp_ordered(sign, a, b), builder.fcmp_unordered("uno", b, b))
+                end = builder.select(choose, a, b)
+                ends.append(end)
+                rows.store(end, ours[side], index)
+                known = builder.or_(builder.fcmp_ordered("ord", end, end), builder.fcmp_ordered("ord", old, old))
+                differs = builder.and_(builder.fcmp_unordered("!=", end, old), known)
+                builder.store(builder.or_(builder.load(changed), differs), changed)
+            length = rows.larger(builder.fsub(rows.wide(ends[1]), rows.wide(ends[0])), _ZEROS)
+            builder.store(builder.fadd(builder.load(total), length), total)
+        found = rows.total(builder.load(total))
+        bits = builder.bitcast(builder.load(changed), ir.IntType(LANES))
+        other = builder.fneg(found)
+        return builder.select(builder.icmp_unsigned("!=", bits, ir.Constant(bits.type, 0)), other, found)
+
+    whole = types.int64
+    return types.float64(corners, whole, whole, whole, whole, whole), generate
+
+
+@intrinsic
+def _pick_child_vector(typing_context, nodes, node, points, row):
+    def generate(context, builder, signature, arguments):
+        records = context.make_array(signature.args[0])(context, builder, arguments[0])
+        rows = _Rows(context, builder, signature, arguments, (2,))
+        start = builder.bitcast(records.data, ir.IntType(8).as_pointer())
+        record = builder.gep(start, [builder.mul(arguments[1], ir.Constant(_I64, NODE.itemsize))])
+
+        def field(name, kind, beyond=None):
+            offset = ir.Constant(_I64, NODE.fields[name][1])
+            offset = offset if beyond is None else builder.add(offset, beyond)
+            value = builder.load(builder.bitcast(builder.gep(record, [offset]), kind.as_pointer()))
+            value.align = 1
+            return value
+
+        dim = builder.zext(field("cut_dim", ir.IntType(16)), _I64)
+        value = builder.load(builder.gep(rows.pointer(2, arguments[3]), [dim]))
+        right = builder.zext(builder.fcmp_ordered(">", value, field("cut_value", _F32)), _I64)
+        # The right child stands two bytes after the left one.
+        child = field("left", ir.IntType(16), builder.shl(right, ir.Constant(_I64, 1)))
+        return builder.zext(child, _I64)
+
+    return types.int64(nodes, types.int64, points, types.int64), generate
+
+
 if config.DISABLE_JIT:  # type: ignore[attr-defined]
-    gap_sum = _gap_sum_plain
+    gap_sum, add_gaps, widen, join, pick_child = _gap_sum_plain, _add_gaps_plain, _widen_plain, _join_plain, _pick_child_plain
 else:
 
     @_compiled
     def gap_sum(corners, low, high, points, row):
-        """Sum of the gaps between points[row] and the box with corners in rows `low` and `high`; 0 inside."""
+        """Sum of the gaps between points[row] and the box with corners in rows `low` and `high`; 0 inside.
+
+        sum over i of max(corners[low, i] - points[row, i], points[row, i] - corners[high, i], 0) in float64, in LANES partial
+        sums that are folded in halves; a NaN on either side adds 0. Both arrays are float32, C-contiguous, with the same number
+        of columns, a multiple of LANES.
+        """
         return _gap_sum_vector(corners, low, high, points, row)
+
+    @_compiled
+    def add_gaps(corners, low, high, points, row, weight, attribution):
+        """attribution[0] += weight * gap above the box, attribution[1] += weight * gap below it. Modified in place."""
+        _add_gaps_vector(corners, low, high, points, row, weight, attribution)
+
+    @_compiled
+    def widen(corners, low, high, points, row):
+        """Grow the box in rows `low` and `high` to hold the point; NaN is ignored where the other side has a value.
+        Returns the sum of its side lengths. Modified in place.
+        """
+        return _widen_vector(corners, low, high, points, row)
+
+    @_compiled
+    def join(corners, mine, first_low, first_high, second_low, second_high):
+        """Set rows `mine` and `mine` + 1 to the box around two boxes. Returns r, the sum of its side lengths; -r (or -0.0) if that
+        changed the box. Modified in place.
+        """
+        return _join_vector(corners, mine, first_low, first_high, second_low, second_high)
+
+    @_compiled
+    def pick_child(nodes, node, points, row):
+        """The child of an internal node that a point with a value in the cut's dimension belongs to, without a branch."""
+        return _pick_child_vector(nodes, node, points, row)
 
 
 # --- random numbers --------------------------------------------------------------------------------
@@ -227,36 +421,21 @@ def _child(nodes, node, points, row):
 
 
 @_compiled
-def _widen(corners, low, high, points, row):
-    """Grow the box in rows `low` and `high` to hold the point; NaN is ignored where the other side has a value.
-    Modified in place.
-    """
-    for i in range(points.shape[1]):
-        x, a, b = points[row, i], corners[low, i], corners[high, i]
-        corners[low, i] = x if (x < a or a != a) else a
-        corners[high, i] = x if (x > b or b != b) else b
-
-
-@_compiled
 def _join_children(nodes, corners, node):
     """Set the node's box to the union of its children's and its range sum to match. True if that changed the box.
     Modified in place.
     """
     left, right = int(nodes[node]["left"]), int(nodes[node]["right"])
-    changed = False
-    for side in range(2):
-        mine = 2 * node + side
-        first = _low_row(nodes, left) if side == 0 else _high_row(nodes, left)
-        second = _low_row(nodes, right) if side == 0 else _high_row(nodes, right)
-        for i in range(corners.shape[1]):
-            a, b, old = corners[first, i], corners[second, i], corners[mine, i]
-            inside = b > a if side == 0 else b < a
-            value = a if (inside or b != b) else b
-            corners[mine, i] = value
-            changed |= value != old and (value == value or old == old)
-    # Side lengths are gaps between the low corner and a box that is only the high corner.
-    nodes[node]["range_sum"] = gap_sum(corners, 2 * node + 1, 2 * node + 1, corners, 2 * node)
-    return changed
+    found = join(
+        corners,
+        2 * node,
+        _low_row(nodes, left),
+        _high_row(nodes, left),
+        _low_row(nodes, right),
+        _high_row(nodes, right),
+    )
+    nodes[node]["range_sum"] = abs(found)
+    return math.copysign(1.0, found) < 0.0
 
 
 @_compiled
@@ -367,8 +546,7 @@ def insert_point(tree, nodes, corners, points, row, stream):
             # Points that differ only in what is missing: present to the left, missing to the right.
             return _splice(tree, nodes, corners, node, points, row, dim, np.float32(np.inf))
         child = _child(nodes, node, points, row)
-        _widen(corners, low, high, points, row)
-        nodes[node]["range_sum"] = gap_sum(corners, high, high, corners, low)
+        nodes[node]["range_sum"] = widen(corners, low, high, points, row)
         nodes[node]["mass"] += 1
         node = child
 
@@ -479,21 +657,44 @@ def _replace_top(tree, slots, key, row, leaf):
 
 
 @_compiled
-def learn_row(tree, nodes, corners, slots, points, row, number, stream, decay, decay_offset):
-    """Offer the point in `points[row]`, row `number` of the stream, to the tree's reservoir; True if it was taken.
-    Modified in place.
+def _refusal_bound(tree, slots, age):
+    """A row of this age or older whose number u is at most this is certain to be refused by the tree; 0 where none is.
+
+    u stays iff log(-log(u)) - age < largest key kept, that is u > exp(-exp(largest key + age)); the bound leaves room for
+    rounding. It saves two logarithms for nearly every row.
     """
-    key = _sample_key(uniform(stream, 0), number * decay + decay_offset)
     if tree["size"] < slots.shape[0]:
-        leaf = insert_point(tree, nodes, corners, points, row, stream)
-        _append_slot(tree, slots, key, number, leaf)
-        return True
-    if key >= slots[0]["key"]:
-        return False
-    delete_leaf(tree, nodes, corners, int(slots[0]["leaf"]))
+        return 0.0
+    return math.exp(-math.exp(slots[0]["key"] + age)) * (1.0 - 1e-9)
+
+
+@_compiled
+def wants_row(tree, slots, key, stream, accept_fraction):
+    """What the reservoir does with a row: 0 refuses it, 1 adds it, 2 puts it in the place of the row with the largest key.
+
+    With size < S a row is added with probability 1 below accept_fraction * S, falling to 0 as the reservoir fills; a row that
+    is not may still replace another, as in a full reservoir.
+    """
+    size, samples = int(tree["size"]), slots.shape[0]
+    if size < samples:
+        share = size / samples
+        if share < accept_fraction or uniform(stream, NONE) < 1.0 - (share - accept_fraction) / (1.0 - accept_fraction):
+            return 1
+    return 2 if size > 0 and key < slots[0]["key"] else 0
+
+
+@_compiled
+def learn_row(tree, nodes, corners, slots, points, row, number, stream, key, verdict):
+    """Take the point in `points[row]`, row `number` of the stream, into tree and reservoir, as `wants_row` said. Modified in
+    place.
+    """
+    if verdict == 2:
+        delete_leaf(tree, nodes, corners, int(slots[0]["leaf"]))
     leaf = insert_point(tree, nodes, corners, points, row, stream)
-    _replace_top(tree, slots, key, number, leaf)
-    return True
+    if verdict == 2:
+        _replace_top(tree, slots, key, number, leaf)
+    else:
+        _append_slot(tree, slots, key, number, leaf)
 
 
 # --- the score -------------------------------------------------------------------------------------
@@ -505,40 +706,181 @@ def _leaf_term(depth, gap, leaf_mass, total_mass):
     split off there.
     """
     if gap > 0.0:
-        return 1.0 / (depth + 1.0)
+        return _INVERSE[depth]
     return (1.0 - leaf_mass / (2.0 * total_mass)) / (depth + math.log2(1.0 + leaf_mass))
 
 
-@_compiled
-def _inverse_depth(nodes, corners, points, row, node, depth, total_mass):
-    """Expected inverse depth of the point, if it were inserted into the subtree of `node`, which is at `depth`.
+# value(node) = q / (depth + 1) + (1 - q) * value(child), with q = E / (R + E) the probability that the next cut isolates the
+# point at this node, is evaluated from the root down: `alive` is the product of the (1 - q) passed so far. A leaf that differs
+# from the point has R = 0 and q = 1. The three functions below do the same operations in the same order, so that a row's score
+# does not depend on its company.
 
-    With q = E / (R + E), the probability that the next cut isolates the point here, the expectation is the recursion
-        value(node) = q / (depth + 1) + (1 - q) * value(child)
-    from the root down; `alive` is the product of the (1 - q) passed so far.
+
+@_compiled
+def _finish_row(nodes, corners, points, row, node, depth, total_mass, alive, value):
+    """Take one row, whatever is missing in it, from `node` to its leaf: value[row] grows, alive[row] shrinks."""
+    first_leaf = nodes.shape[0] // 2
+    while True:
+        gap = gap_sum(corners, _low_row(nodes, node), _high_row(nodes, node), points, row)
+        if node >= first_leaf and gap <= 0.0:
+            value[row] += alive[row] * _leaf_term(depth, gap, nodes[node]["mass"], total_mass)
+            return
+        q = gap / (nodes[node]["range_sum"] + gap + _TINY)
+        value[row] += alive[row] * q * _INVERSE[depth]
+        if node >= first_leaf:
+            return
+        alive[row] *= 1.0 - q
+        depth += 1
+        node = _child(nodes, node, points, row)
+
+
+@_compiled
+def _visit(nodes, corners, points, start, start_depth, order, k, node, depth, total_mass, alive, value):
+    """One step of a lane: the row order[k] at `node`. Returns the next (k, node, depth): at a leaf those of the next row.
+
+    Nothing here branches on data: rows end at depths that no processor can predict, and a wrong guess costs as much as a box.
     """
     first_leaf = nodes.shape[0] // 2
-    alive, value = 1.0, 0.0
-    while node < first_leaf:
+    inner = (node - first_leaf) >> 63  # -1 at an internal node, 0 at a leaf
+    low = node + first_leaf + ((node - first_leaf) & inner)
+    row = int(order[np.uint64(k)])
+    at = np.uint64(row)
+    gap = gap_sum(corners, low, low - inner, points, row)
+    q = gap / (nodes[np.uint64(node)]["range_sum"] + gap + _TINY)
+    term = alive[at] * q * _INVERSE[np.uint64(depth)]
+    if gap - inner <= 0.0:  # a leaf that holds the point
+        term = alive[at] * _leaf_term(depth, gap, nodes[np.uint64(node)]["mass"], total_mass)
+    value[at] += term
+    alive[at] *= 1.0 - q
+    child = pick_child(nodes, node, points, row)
+    node = start ^ ((child ^ start) & inner)
+    depth = start_depth + ((depth + 1 - start_depth) & inner)
+    return k + 1 + inner, node, depth
+
+
+@_compiled
+def _finish_rows(nodes, corners, points, node, depth, order, first, last, total_mass, holes, alive, value):
+    """Take the rows order[first:last] from `node` to their leaves, two at a time, so that the loads of one hide behind the
+    sums of the other.
+    """
+    for k in range(first, last):
+        if holes[order[k]]:
+            for i in range(first, last):
+                _finish_row(nodes, corners, points, int(order[i]), node, depth, total_mass, alive, value)
+            return
+    middle = first + (last - first) // 2
+    k, a, depth_a = first, node, depth
+    j, b, depth_b = middle, node, depth
+    while k < middle and j < last:
+        k, a, depth_a = _visit(nodes, corners, points, node, depth, order, k, a, depth_a, total_mass, alive, value)
+        j, b, depth_b = _visit(nodes, corners, points, node, depth, order, j, b, depth_b, total_mass, alive, value)
+    if j < last:
+        k, a, depth_a, middle = j, b, depth_b, last
+    while k < middle:
+        k, a, depth_a = _visit(nodes, corners, points, node, depth, order, k, a, depth_a, total_mass, alive, value)
+
+
+@_compiled
+def _pass_rows(nodes, corners, points, node, depth, order, first, last, right, alive, value):
+    """Take the rows order[first:last] one level down from an internal node, those for the left child first. Returns where those
+    for the right child begin. `right` is scratch.
+    """
+    range_sum = nodes[node]["range_sum"]
+    cut = nodes[node]["cut_value"]
+    dim = np.uint64(nodes[node]["cut_dim"])
+    weight = _INVERSE[depth]
+    heavy_right = nodes[int(nodes[node]["right"])]["mass"] > nodes[int(nodes[node]["left"])]["mass"]
+    middle, count = first, 0
+    for k in range(first, last):
+        row = int(order[np.uint64(k)])
+        at = np.uint64(row)
         gap = gap_sum(corners, 2 * node, 2 * node + 1, points, row)
-        q = gap / (nodes[node]["range_sum"] + gap + _TINY)
+        q = gap / (range_sum + gap + _TINY)
+        value[at] += alive[at] * q * weight
+        alive[at] *= 1.0 - q
+        x = points[at, dim]
+        goes_right = int((x > cut) | ((x != x) & heavy_right))
+        order[np.uint64(middle)] = row
+        right[np.uint64(count)] = row
+        middle += 1 - goes_right
+        count += goes_right
+    for k in range(count):
+        order[np.uint64(middle + k)] = right[np.uint64(k)]
+    return middle
+
+
+@_compiled
+def score_run(tree, nodes, corners, points, first, last, holes, order, scratch, alive, value):
+    """value[j] = score of row j in one tree, for first <= j < last; in [0, log2(1 + mass)]. Output modified in place.
+
+    The score is the expected inverse depth times log2(1 + mass of the tree). Many rows go down the tree together, node by node:
+    a box is loaded once for all that reach it, and the rows divide as in a sort; few finish on their own. `holes[j]` says
+    whether row j has a missing value. order, alive and value have one entry per row; scratch has room for the rows and, three
+    numbers each, for the nodes that wait.
+    """
+    for j in range(first, last):
+        order[j] = j
+        alive[j] = 1.0
+        value[j] = 0.0
+    root = int(tree["root"])
+    if root == NONE:
+        return
+    first_leaf = nodes.shape[0] // 2
+    mass = int(nodes[root]["mass"])
+    node, depth, begin, end = root, 0, first, last
+    waiting = order.shape[0]  # where the stack of nodes to go to begins in scratch
+    top = waiting
+    while True:
+        if end - begin < _FEW_ROWS or node >= first_leaf:
+            _finish_rows(nodes, corners, points, node, depth, order, begin, end, mass, holes, alive, value)
+            if top == waiting:
+                break
+            top -= 4
+            node, depth = int(scratch[top]), int(scratch[top + 1])
+            begin, end = int(scratch[top + 2]), int(scratch[top + 3])
+            continue
+        middle = _pass_rows(nodes, corners, points, node, depth, order, begin, end, scratch, alive, value)
         depth += 1
-        value += alive * q / depth
-        alive *= 1.0 - q
-        node = _child(nodes, node, points, row)
-    leaf_row = node + first_leaf
-    gap = gap_sum(corners, leaf_row, leaf_row, points, row)
-    return value + alive * _leaf_term(depth, gap, nodes[node]["mass"], total_mass)
+        left, right = int(nodes[node]["left"]), int(nodes[node]["right"])
+        if middle == begin:
+            node = right
+            continue
+        if middle < end:
+            scratch[top], scratch[top + 1] = right, depth
+            scratch[top + 2], scratch[top + 3] = middle, end
+            top += 4
+        node, end = left, middle
+    scale = math.log2(1.0 + mass)
+    for j in range(first, last):
+        value[j] *= scale
+
+
+@_compiled
+def _scratch_rows(nodes, rows):
+    """Entries of `scratch` that `score_run` needs."""
+    return rows + 4 * (nodes.shape[-1] + 1)
+
+
+@_compiled
+def _find_holes(points):
+    """Whether a row has a missing value, shape (n,), bool."""
+    holes = np.zeros(points.shape[0], np.bool_)
+    for j in range(points.shape[0]):
+        for i in range(points.shape[1]):
+            holes[j] |= points[j, i] != points[j, i]
+    return holes
 
 
 @_compiled
 def score_point(tree, nodes, corners, points, row):
-    """Score of the point in one tree, in [0, log2(1 + mass)]: expected inverse depth times log2(1 + mass of the tree)."""
+    """`score_run` of one row."""
     root = int(tree["root"])
     if root == NONE:
         return 0.0
-    mass = nodes[root]["mass"]
-    return _inverse_depth(nodes, corners, points, row, root, 0, mass) * math.log2(1.0 + mass)
+    alive, value = np.ones(row + 1), np.zeros(row + 1)
+    mass = int(nodes[root]["mass"])
+    _finish_row(nodes, corners, points, row, root, 0, mass, alive, value)
+    return value[row] * math.log2(1.0 + mass)
 
 
 @_compiled
@@ -575,8 +917,7 @@ def score_without(tree, nodes, corners, points, row, leaf):
                 nodes[node]["right"] = parent
     while node != NONE:
         nodes[node]["mass"] += 1
-        _widen(corners, 2 * node, 2 * node + 1, corners, leaf + first_leaf)
-        nodes[node]["range_sum"] = gap_sum(corners, 2 * node + 1, 2 * node + 1, corners, 2 * node)
+        nodes[node]["range_sum"] = widen(corners, 2 * node, 2 * node + 1, corners, leaf + first_leaf)
         node = int(nodes[node]["parent"])
     return score
 
@@ -597,16 +938,6 @@ def _depth(nodes, node):
 def _sibling(nodes, node):
     parent = int(nodes[node]["parent"])
     return int(nodes[parent]["right"] if nodes[parent]["left"] == node else nodes[parent]["left"])
-
-
-@_compiled
-def _add_gaps(corners, low, high, points, row, weight, attribution):
-    """attribution[0] += weight * gap above the box, attribution[1] += weight * gap below it. Modified in place."""
-    for i in range(points.shape[1]):
-        x = np.float64(points[row, i])
-        above, below = x - np.float64(corners[high, i]), np.float64(corners[low, i]) - x
-        attribution[0, i] += weight * above if above > 0.0 else 0.0
-        attribution[1, i] += weight * below if below > 0.0 else 0.0
 
 
 @_compiled
@@ -642,15 +973,15 @@ def _explain_seen(nodes, corners, points, row, leaf, columns, amount, attributio
                 shadow[0, i] = corners[low, i]
                 shadow[1, i] = corners[high, i]
         else:
-            _widen(shadow, 0, 1, corners, low)
-            _widen(shadow, 0, 1, corners, high)
+            widen(shadow, 0, 1, corners, low)
+            widen(shadow, 0, 1, corners, high)
         node = int(nodes[node]["parent"])
         gap = gap_sum(shadow, 0, 1, points, row)
         if gap <= 0.0:
             break
         total = gap_sum(shadow, 1, 1, shadow, 0) + gap
         vector *= 1.0 - gap / total
-        _add_gaps(shadow, 0, 1, points, row, 1.0 / (total * depth), vector)
+        add_gaps(shadow, 0, 1, points, row, 1.0 / (total * depth), vector)
         depth -= 1
     total = 0.0
     for i in range(columns):
@@ -678,7 +1009,7 @@ def explain_point(tree, nodes, corners, points, row, columns, attribution, shado
         depth += 1
         if gap > 0.0:
             total = nodes[node]["range_sum"] + gap
-            _add_gaps(corners, 2 * node, 2 * node + 1, points, row, alive / (total * depth), attribution)
+            add_gaps(corners, 2 * node, 2 * node + 1, points, row, alive / (total * depth), attribution)
             alive *= 1.0 - gap / total
             unseen = False
         node = _child(nodes, node, points, row)
@@ -686,7 +1017,7 @@ def explain_point(tree, nodes, corners, points, row, columns, attribution, shado
     gap = gap_sum(corners, leaf_row, leaf_row, points, row)
     amount = alive * _leaf_term(depth, gap, nodes[node]["mass"], mass)
     if gap > 0.0:
-        _add_gaps(corners, leaf_row, leaf_row, points, row, amount / gap, attribution)
+        add_gaps(corners, leaf_row, leaf_row, points, row, amount / gap, attribution)
     elif unseen:
         _explain_seen(nodes, corners, points, row, node, columns, amount, attribution, shadow, vector)
     else:
@@ -710,12 +1041,17 @@ def fit_trees(trees, nodes, corners, slots, points, seed, first_chunk, last_chun
     for t in range(first_chunk * CHUNK_TREES, min(last_chunk * CHUNK_TREES, trees.shape[0])):
         tree = trees[t]
         clear_tree(tree, nodes[t])
+        bound = 0.0
         for j in range(points.shape[0]):
-            key = _sample_key(uniform(random_stream(seed, t, j), 0), 0.0)
+            u = uniform(random_stream(seed, t, j), 0)
+            if u <= bound:
+                continue
+            key = _sample_key(u, 0.0)
             if tree["size"] < slots.shape[1]:
                 _append_slot(tree, slots[t], key, j, NONE)
             elif key < slots[t][0]["key"]:
                 _replace_top(tree, slots[t], key, j, NONE)
+            bound = _refusal_bound(tree, slots[t], 0.0)
         size = int(tree["size"])
         rows = np.empty(size, np.int64)
         for i in range(size):
@@ -728,35 +1064,55 @@ def fit_trees(trees, nodes, corners, slots, points, seed, first_chunk, last_chun
 @_compiled
 def score_rows(trees, nodes, corners, points, scores, first_chunk, last_chunk):
     """scores[chunk, j] (float64) = sum over the chunk's trees of the score of row j. Output modified in place."""
+    n = points.shape[0]
+    holes, order = _find_holes(points), np.empty(n, np.int32)
+    scratch, alive, value = np.empty(_scratch_rows(nodes, n), np.int32), np.empty(n), np.empty(n)
     for chunk in range(first_chunk, last_chunk):
-        for j in range(points.shape[0]):
-            scores[chunk, j] = 0.0
+        scores[chunk] = 0.0
         for t in range(chunk * CHUNK_TREES, min((chunk + 1) * CHUNK_TREES, trees.shape[0])):
-            tree, tree_nodes, tree_corners = trees[t], nodes[t], corners[t]
-            for j in range(points.shape[0]):
-                scores[chunk, j] += score_point(tree, tree_nodes, tree_corners, points, j)
+            score_run(trees[t], nodes[t], corners[t], points, 0, n, holes, order, scratch, alive, value)
+            for j in range(n):
+                scores[chunk, j] += value[j]
 
 
 @_compiled
 def learn_rows(
-    trees, nodes, corners, slots, points, first_row, seed, decay, decay_offset, with_scores, scores, first_chunk, last_chunk
+    trees, nodes, corners, slots, points, numbers, ages, seed, accept_fraction, with_scores, scores, first_chunk, last_chunk
 ):
-    """Score every row and then offer it to every tree; rows are numbered from `first_row`. Modified in place.
+    """Score every row and then offer it to every tree. Modified in place.
 
-    scores[chunk, j] as in `score_rows`, of the forest as it was before row j; left alone unless `with_scores`.
+    numbers (int64) and ages (float64, never falling) have one entry per row. scores[chunk, j] as in `score_rows`, of the forest
+    as it was before row j; left alone unless `with_scores`. Between two rows that a tree takes it does not change, so the rows
+    up to and with the second are scored together.
     """
+    n = points.shape[0]
+    holes, order = _find_holes(points), np.empty(n, np.int32)
+    scratch, alive, value = np.empty(_scratch_rows(nodes, n), np.int32), np.empty(n), np.empty(n)
     for chunk in range(first_chunk, last_chunk):
         if with_scores:
-            for j in range(points.shape[0]):
-                scores[chunk, j] = 0.0
+            scores[chunk] = 0.0
         for t in range(chunk * CHUNK_TREES, min((chunk + 1) * CHUNK_TREES, trees.shape[0])):
             tree, tree_nodes, tree_corners, tree_slots = trees[t], nodes[t], corners[t], slots[t]
-            for j in range(points.shape[0]):
+            scored = 0
+            bound = _refusal_bound(tree, tree_slots, ages[n - 1]) if n > 0 else 0.0
+            for j in range(n):
+                stream = random_stream(seed, t, numbers[j])
+                u = uniform(stream, 0)
+                if u <= bound:
+                    continue
+                key = _sample_key(u, ages[j])
+                verdict = wants_row(tree, tree_slots, key, stream, accept_fraction)
+                if verdict == 0:
+                    continue
                 if with_scores:
-                    scores[chunk, j] += score_point(tree, tree_nodes, tree_corners, points, j)
-                number = first_row + j
-                stream = random_stream(seed, t, number)
-                learn_row(tree, tree_nodes, tree_corners, tree_slots, points, j, number, stream, decay, decay_offset)
+                    score_run(tree, tree_nodes, tree_corners, points, scored, j + 1, holes, order, scratch, alive, value)
+                    scored = j + 1
+                learn_row(tree, tree_nodes, tree_corners, tree_slots, points, j, numbers[j], stream, key, verdict)
+                bound = _refusal_bound(tree, tree_slots, ages[n - 1])
+            if with_scores:
+                score_run(tree, tree_nodes, tree_corners, points, scored, n, holes, order, scratch, alive, value)
+                for j in range(n):
+                    scores[chunk, j] += value[j]
 
 
 @_compiled
