@@ -204,11 +204,42 @@ def _bare_compiled(typing_context, array):
     return array(array), generate
 
 
+def _load_checked(data, at, size):
+    value = np.int64(0)
+    for k in range(size):
+        value |= np.int64(data[at + k]) << (8 * k)
+    return value
+
+
+def _store_checked(out, o, value, size):
+    for k in range(size):
+        out[o + k] = np.uint8((value >> (8 * (size - 1 - k))) & 0xFF)
+
+
+def _copy_checked(out, o, data, at, size):
+    for k in range(size):
+        out[o + k] = data[at + k]
+
+
+def _sized(function, size):
+    """The compiled function for one size; the other argument order is that of the intrinsics."""
+    compiled = njit(function)
+    if function is _load_checked:
+        return njit(lambda data, at: compiled(data, at, size))
+    return njit(lambda out, o, value: compiled(out, o, value, size))
+
+
 if config.DISABLE_JIT:
     _bare = _bare_pure
     _load1, _load2, _load4, _load8 = (partial(_load_pure, size=n) for n in (1, 2, 4, 8))
     _store1, _store2, _store4, _store8 = (partial(_store_pure, size=n) for n in (1, 2, 4, 8))
     _copy = _copy_pure
+elif config.BOUNDSCHECK:
+    # intrinsics know no bounds, so a run that looks for accesses beyond them goes without
+    _bare = njit(_bare_pure)
+    _load1, _load2, _load4, _load8 = (_sized(_load_checked, n) for n in (1, 2, 4, 8))
+    _store1, _store2, _store4, _store8 = (_sized(_store_checked, n) for n in (1, 2, 4, 8))
+    _copy = njit(_copy_checked)
 else:
     _bare = _bare_compiled
     _load1, _load2, _load4, _load8 = (_loader(n) for n in (1, 2, 4, 8))
@@ -1052,7 +1083,7 @@ def _put_result_value(column, data, at, size, out, o, blob, labels, digits):
     if kind == 6 or kind == 7:
         o = _put(out, o, size, 4)
         return _put(out, o, _little(data, at, size), size), 0
-    if kind == 8:
+    if kind == 8 and size < digits.shape[0]:
         return _put_decimal_text(data, at, size, column, out, o, digits), 0
     if kind == 14 or kind == 15:
         return _put_text(column, data, at, size, out, o, blob)
@@ -1105,12 +1136,12 @@ def consume_result(data, end, state, p, plan, columns, blob, labels, out, change
         if end - at < 4:
             state[WANTED_BYTES] = 4
             return NEED_DATA
-        size = _little(data, at, 3)
+        size = state[JOINED] if state[JOINED] > 0 else _little(data, at, 3)
+        if size == 0xFFFFFF and state[JOINED] == 0:
+            return SPLIT
         if end - at < 4 + size:
             state[WANTED_BYTES] = 4 + size
             return NEED_DATA
-        if size == 0xFFFFFF:
-            return SPLIT
         if size < 1:
             return MALFORMED
         at += 4
@@ -1140,7 +1171,7 @@ def consume_result(data, end, state, p, plan, columns, blob, labels, out, change
             if at >= stop:
                 return MALFORMED
             at, value_bytes = _result_value_size(column, data, at)
-            if value_bytes < 0 or at + value_bytes > stop:
+            if value_bytes < 0 or value_bytes > stop - at:
                 return MALFORMED
             o, left = _put_result_value(column, data, at, value_bytes, out, o, blob, labels, digits)
             hard |= left
@@ -1156,6 +1187,7 @@ def consume_result(data, end, state, p, plan, columns, blob, labels, out, change
             o += stop - row_at
         state[CHANGES], state[OUT], state[SEQ] = n + 1, o, seq
         state[AT] = stop
+        state[JOINED] = 0
 
 
 @njit(cache=True, nogil=True)
