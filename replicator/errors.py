@@ -57,3 +57,7 @@ class UnrepresentableKey(TableProblem):
 
 class MissingMetadata(TableProblem):
     """A TABLE_MAP event without the full metadata, or a row image without all columns."""
+
+
+class MalformedValue(TableProblem):
+    """A value in a row image is not as its type's format says."""
