@@ -103,6 +103,8 @@ BAD_CHECKSUM, MALFORMED, PARTIAL_IMAGE, UNKNOWN_TABLE = 10, 11, 12, 13
 # Cells of the state vector, int64.
 AT, CHANGES, TRANSACTIONS, OUT, KEYS, IN_TRANSACTION, SEQ, LOG_POS, CHECKSUM, FILE = 0, 1, 2, 3, 4, 5, 6, 7, 8, 9
 EVENT_AT, EVENT_BYTES, EVENT_TYPE, EVENT_TIME, WANTED_BYTES, PLAN_AT_FAULT, PENDING, JOINED = 10, 11, 12, 13, 14, 15, 16, 17
+# BARE: events follow each other without packets and checksums. HOLD: every event is for Python. COMMITS: commits so far.
+BARE, HOLD, COMMITS = 18, 19, 20
 STATE_CELLS = 24
 
 POSTGRES_EPOCH_S = 946_684_800
@@ -851,6 +853,7 @@ def commit(state, transactions):
     tx.end_pos = state[LOG_POS]
     tx.file = state[FILE]
     state[TRANSACTIONS] += 1
+    state[COMMITS] += 1
     state[IN_TRANSACTION] = 0
     state[PENDING] = 0
 
@@ -879,6 +882,7 @@ def _begin(state, tx, data, at, end, kind, time_s):
         return True
     if end - at < 25:
         return False
+    tx.domain = 0
     if kind == 33:
         tx.number = _little(data, at + 17, 8)
     for i in range(16):
@@ -896,7 +900,8 @@ def consume(data, end, state, slots, plans, columns, blob, labels, out, keys, ch
     """Walk packets in data[state[AT]:end] until something needs Python.
 
     Args:
-        data: (n,) uint8, bytes from the dump connection: packets of 3 bytes length, 1 byte number, then 0 and an event.
+        data: (n,) uint8, bytes from the dump connection: packets of 3 bytes length, 1 byte number, then 0 and an event;
+            or events alone (BARE).
         state: (STATE_CELLS,) int64, modified in place; see the cells above.
         slots: (SLOTS,) SLOT. plans: (p,) PLAN. columns: (c,) COLUMN. blob: (b,) uint8. labels: (2 l,) int32.
         out, keys: uint8, modified in place. changes: CHANGE, modified in place. transactions: TRANSACTION, modified in
@@ -914,27 +919,36 @@ def consume(data, end, state, slots, plans, columns, blob, labels, out, keys, ch
     plans, columns, changes, transactions = _bare(plans), _bare(columns), _bare(changes), _bare(transactions)
     while True:
         at = state[AT]
-        if end - at < 4:
-            state[WANTED_BYTES] = 4
-            return NEED_DATA
-        # an event of several packets has been joined, and its length does not fit into a packet's header
-        size = state[JOINED] if state[JOINED] > 0 else _little(data, at, 3)
-        if size == 0xFFFFFF and state[JOINED] == 0:
-            return SPLIT
-        if end - at < 4 + size:
-            state[WANTED_BYTES] = 4 + size
-            return NEED_DATA
-        if size < 1:
-            state[EVENT_AT], state[EVENT_BYTES] = at, 0
-            return MALFORMED
-        if data[at + 4] == 0xFF:
-            return SERVER_ERROR
-        if data[at + 4] == 0xFE:
-            return SERVER_EOF
-        e = at + 5
-        length = size - 1
+        if state[BARE]:
+            length = _little(data, at + 9, 4) if end - at >= 19 else np.int64(19)
+            if end - at < length:
+                state[WANTED_BYTES] = length
+                return NEED_DATA
+            e = at
+        else:
+            if end - at < 4:
+                state[WANTED_BYTES] = 4
+                return NEED_DATA
+            # an event of several packets has been joined, and its length does not fit into a packet's header
+            size = state[JOINED] if state[JOINED] > 0 else _little(data, at, 3)
+            if size == 0xFFFFFF and state[JOINED] == 0:
+                return SPLIT
+            if end - at < 4 + size:
+                state[WANTED_BYTES] = 4 + size
+                return NEED_DATA
+            if size < 1:
+                state[EVENT_AT], state[EVENT_BYTES] = at, 0
+                return MALFORMED
+            if data[at + 4] == 0xFF:
+                return SERVER_ERROR
+            if data[at + 4] == 0xFE:
+                return SERVER_EOF
+            if data[at + 4] != 0:
+                return MALFORMED
+            e = at + 5
+            length = size - 1
         state[EVENT_AT], state[EVENT_BYTES] = e, length
-        if data[at + 4] != 0 or length < 19 or _little(data, e + 9, 4) != length:
+        if length < 19 or _little(data, e + 9, 4) != length:
             return MALFORMED
         kind = np.int64(data[e + 4])
         time_s = _little(data, e, 4)
@@ -953,14 +967,16 @@ def consume(data, end, state, slots, plans, columns, blob, labels, out, keys, ch
         # The header has 32 bits of the offset; within a file it only grows. Artificial events say 0.
         log_pos = _little(data, e + 13, 4)
         before = state[LOG_POS]
-        if log_pos > 0 and kind != 15 and kind != 4:
+        if log_pos > 0 and kind != 15 and kind != 4 and state[BARE] == 0:
             whole = (before & ~np.int64(0xFFFFFFFF)) | log_pos
             if whole < before:
                 whole += np.int64(1) << 32
             state[LOG_POS] = whole
         tx = transactions[state[TRANSACTIONS]]
         hand_over = False
-        if kind == 19:
+        if state[HOLD]:
+            hand_over = True
+        elif kind == 19:
             slot = slots[_little(data, body, 6) & (SLOTS - 1)] if stop - body >= 8 else slots[0]
             plan = plans[slot.plan]
             hand_over = (
@@ -1015,7 +1031,7 @@ def consume(data, end, state, slots, plans, columns, blob, labels, out, keys, ch
                 hand_over = True
         else:
             hand_over = True
-        state[AT] = at + 4 + size
+        state[AT] = e + length
         state[JOINED] = 0
         if hand_over:
             return EVENT
