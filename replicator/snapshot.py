@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ from replicator.schema import (
     mirror_key,
 )
 from replicator.source import Source, SourceTable, error_for, wrap_errors
-from replicator.typemap import Kind
+from replicator.typemap import Column, Kind
 from replicator.values import rebuild_tuple
 from warehouse.db import Connection
 from warehouse.db import wrap_errors as wrap_warehouse_errors
@@ -69,7 +70,7 @@ class ResultReader:
     def __init__(self, source: Source, table: SourceTable, seq: int) -> None:
         self._connection = source.open()
         self._plans = Plans(source.charsets())
-        self._plan = self._plans.add(table.columns, table.key, wanted=True, table=0)
+        self._plan = self._plans.add(tuple(map(_as_selected, table.columns)), table.key, wanted=True, table=0)
         self._changes = ChangeBuffer(seq)
         self._table = table
         self.raw_rows = 0
@@ -165,12 +166,17 @@ class ResultReader:
         return packets
 
 
+def _as_selected(column: Column) -> Column:
+    """The column as the SELECT yields it: labels as text."""
+    return replace(column, kind=Kind.TEXT, charset="utf8mb4") if column.kind in (Kind.ENUM, Kind.SET) else column
+
+
 def _select(table: SourceTable) -> str:
     parts = []
     for column in table.columns:
         name = "`" + column.name.replace("`", "``") + "`"
-        # Labels as numbers, because their text is in a character set of its own.
-        parts.append(f"CAST({name} AS UNSIGNED)" if column.kind in (Kind.ENUM, Kind.SET) else name)
+        # The labels of information_schema have no characters beyond the basic plane; the server itself knows them all.
+        parts.append(f"CONVERT({name} USING utf8mb4)" if column.kind in (Kind.ENUM, Kind.SET) else name)
     database, _, name = table.name.partition(".")
     quoted = ".".join("`" + part.replace("`", "``") + "`" for part in (database, name))
     return f"SELECT {', '.join(parts)} FROM {quoted}"  # noqa: S608 - identifiers only, quoted
