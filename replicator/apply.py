@@ -33,6 +33,17 @@ COPY_TRAILER = struct.pack("!h", -1)
 Rows = NDArray[np.int64]
 
 
+# What Postgres answers to rows that it cannot hold, and to a mirror that is not as it was left.
+REFUSALS = (
+    psycopg.errors.IntegrityError,
+    psycopg.errors.DataError,
+    psycopg.errors.NotSupportedError,
+    psycopg.errors.ProgramLimitExceeded,
+    psycopg.errors.TooManyColumns,
+)
+_ALTERED = (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn, psycopg.errors.DatatypeMismatch)
+
+
 class MirrorDiverged(TableProblem):
     """The mirror holds rows that it cannot hold if every change was applied."""
 
@@ -77,7 +88,7 @@ class Applier:
                         self.conn.execute(QUERIES["notify"], {"source": self.registry.name, "seq": batch.seq})
                 self._settled(whole)
                 return
-            except (psycopg.errors.IntegrityError, psycopg.errors.DataError) as error:
+            except (*REFUSALS, *_ALTERED) as error:
                 if current is None:
                     raise
                 self.registry.require_resync(current, MirrorDiverged(f"a change does not fit the mirror: {_first_line(error)}"))

@@ -49,7 +49,7 @@ FROM warehouse.tables WHERE source = %(source)s
 -- name: write_table
 WITH known AS (
     UPDATE warehouse.tables SET mirror = %(mirror)s, state = %(state)s, reason = %(reason)s, columns = %(columns)s,
-        key_columns = %(key_columns)s
+        key_columns = %(key_columns)s, consistent_from = %(consistent_from)s
     WHERE source = %(source)s AND table_name = %(table)s RETURNING table_name
 )
 INSERT INTO warehouse.tables (source, table_name, mirror, state, reason, columns, key_columns, position)
@@ -62,6 +62,9 @@ SET rows = rows + %(rows)s, inserted = inserted + %(inserted)s, updated = update
     deleted = deleted + %(deleted)s, raw_rows = raw_rows + %(raw_rows)s, seq = %(seq)s,
     committed_at = %(committed_at)s, position = %(position)s
 WHERE source = %(source)s AND table_name = %(table)s
+
+-- name: drop_request
+UPDATE warehouse.tables SET resync_requested = false WHERE source = %(source)s AND table_name = %(table)s
 
 -- name: finish_snapshot
 UPDATE warehouse.tables

@@ -14,8 +14,9 @@ import structlog
 from replicator.apply import Applier
 from replicator.changes import Batch
 from replicator.check import find_problems, refuse_if_fatal
+from replicator.errors import SchemaChanged
 from replicator.position import Position, parse_gtids
-from replicator.schema import QUERIES, MirrorTable, Registry
+from replicator.schema import LIVE, QUERIES, MirrorTable, Registry
 from replicator.snapshot import Interrupted, copy_table
 from replicator.source import Source
 from replicator.statements import Intent, parse_intents
@@ -312,8 +313,11 @@ class _Work:
         if intent.action == "create" and registry.matches(intent.table):
             if table is None:
                 registry.discover(intent.table, is_new=True)
+            elif table.state in LIVE:
+                # CREATE TABLE IF NOT EXISTS is logged for a table that is there, too.
+                self._compare(table, rows_changed=False)
             else:
-                table.resync = True
+                registry.require_resync(table, SchemaChanged("the source created the table anew"))
         elif intent.action == "drop database":
             for name, each in registry.tables.items():
                 if name.partition(".")[0] == intent.table:
@@ -328,7 +332,7 @@ class _Work:
                 if target is None:
                     registry.discover(intent.new_name)
                 else:
-                    target.resync = True
+                    registry.require_resync(target, SchemaChanged(f"the source renamed {intent.table} to this name"))
         elif intent.action == "truncate" and table is not None and table.state in ("Snapshotting", "Synced"):
             self.seq = self.applier.empty(table, statement.position, self.seq, statement.commit_us)
             self.saved = True
@@ -336,11 +340,14 @@ class _Work:
             self._compare(table, rows_changed=intent.action == "alter rows")
 
     def _compare(self, table: MirrorTable, *, rows_changed: bool) -> None:
-        """An ALTER may change values without a row event: copy the table where its columns are other than before."""
+        """An ALTER may change values without a row event: copy the table where its columns or its key are other than before.
+
+        The state is committed with the position behind the statement, so that a crash before the copy does not lose it.
+        """
         found = self.source.describe(table.name)
         if found is None:
             return
         before = [(column["name"], column["source_type"]) for column in table.columns]
-        if rows_changed or before != [(column.name, column.source_type) for column in found.columns]:
-            log.info("table altered", table=table.name)
-            table.resync = True
+        columns = [(column.name, column.source_type) for column in found.columns]
+        if rows_changed or before != columns or table.key != [found.columns[i].name for i in found.key]:
+            self.registry.require_resync(table, SchemaChanged("the source's table was altered"))

@@ -21,7 +21,7 @@ from replicator.position import Flavor, Position, parse_position
 from replicator.source import Source, SourceTable
 from replicator.stream import Choice
 from replicator.tablemap import TableMap
-from replicator.typemap import OWN_COLUMNS, Column, Kind, mirror_identifier
+from replicator.typemap import OWN_COLUMNS, OWN_SCHEMAS, Column, Kind, mirror_identifier
 from warehouse.db import Connection, read_queries
 
 log = structlog.get_logger()
@@ -121,8 +121,8 @@ class Registry:
             position = parse_position(consistent_from, self.flavor) if consistent_from else None
             table = self._enlist(name, mirror, state, columns, list(key))
             table.consistent_from, table.resync = position, resync
-            # A snapshot that never came to its end begins again.
-            if state == "Snapshotting" and position is None:
+            # A snapshot that never came to its end begins again, and one that was still to be made is made.
+            if (state == "Snapshotting" and position is None) or state == "ResyncRequired":
                 table.resync = True
         for name in sorted(self.source.table_names()):
             if self.matches(name) and name not in self.tables:
@@ -167,6 +167,9 @@ class Registry:
 
     def find_problem(self, found: SourceTable) -> TableProblem | None:
         """Why a table cannot be mirrored; None where it can."""
+        schema = mirror_identifier(found.name.partition(".")[0])
+        if schema in OWN_SCHEMAS or schema.startswith("pg_"):
+            return UnsupportedColumn(f"the database's name {schema} is that of a schema that is not for mirrors")
         for column in found.columns:
             if column.mirror_type is None:
                 return UnsupportedColumn(f"column {column.name} has the type {column.source_type}, which is not covered")
@@ -211,6 +214,8 @@ class Registry:
         if (table.state, table.reason) != (state, reason):
             log.info("table state", table=table.name, state=state, reason=reason)
         table.state, table.reason, table.dirty = state, reason, True
+        if state != "Snapshotting":
+            table.consistent_from = None
 
     # ------------------------------------------------------------------------------------------------ the warehouse's side
     def write(self, conn: Connection, position: Position) -> None:
@@ -226,6 +231,7 @@ class Registry:
                     "source": self.name, "table": table.name, "mirror": table.mirror, "state": table.state,
                     "reason": table.reason, "columns": json.dumps(table.columns), "key_columns": table.key,
                     "position": str(position),
+                    "consistent_from": None if table.consistent_from is None else str(table.consistent_from),
                 },
             )  # fmt: skip
 

@@ -14,13 +14,12 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import psycopg
 import structlog
 from numpy.typing import NDArray
 from psycopg import sql
 
 from replicator import decode
-from replicator.apply import COPY_HEADER, COPY_TRAILER, copy_statement
+from replicator.apply import COPY_HEADER, COPY_TRAILER, REFUSALS, copy_statement
 from replicator.changes import ChangeBuffer
 from replicator.errors import SourceUnavailable, TableProblem, UnrepresentableKey
 from replicator.packets import TICK_S, PacketBuffer
@@ -109,7 +108,9 @@ class ResultReader:
             elif code == decode.SERVER_EOF:
                 return
             elif code == decode.NEED_DATA:
-                packets.read(TICK_S, int(state[decode.WANTED_BYTES]))
+                if not packets.read(TICK_S, int(state[decode.WANTED_BYTES])):
+                    # lets the caller look whether somebody asked to stop
+                    yield 0, memoryview(b"")
             elif code == decode.SPLIT:
                 state[decode.JOINED] = packets.join_packets()
             else:
@@ -208,12 +209,13 @@ def copy_table(conn: Connection, source: Source, registry: Registry, table: Mirr
     before = source.position()
     found = source.describe(table.name)
     if found is None:
+        _drop_request(conn, registry, table)
         registry.set_state(table, "DroppedSource", "the source has no such table")
-        table.resync = False
         return seq
     problem = registry.find_problem(found)
     if problem is not None:
-        table.resync = False
+        _drop_request(conn, registry, table)
+        table.columns, table.key = describe_columns(found.columns), [found.columns[i].name for i in found.key]
         registry.reject(table.number, problem)
         return seq
     table.columns, table.key = describe_columns(found.columns), [found.columns[i].name for i in found.key]
@@ -252,15 +254,15 @@ def copy_table(conn: Connection, source: Source, registry: Registry, table: Mirr
             cursor.execute(QUERIES["finish_snapshot"], facts)
             cursor.execute(QUERIES["write_seq"], {"source": registry.name, "seq": last_seq})
             cursor.execute(QUERIES["notify"], {"source": registry.name, "seq": last_seq})
-    except (psycopg.errors.IntegrityError, psycopg.errors.DataError, psycopg.errors.NotSupportedError) as error:
-        table.resync = False
+    except REFUSALS as error:
+        _drop_request(conn, registry, table)
         hint = "Mend the cause (a view of your own may hold a column's type), then resync the table."
         registry.reject(
             table.number, CopyRefused(f"Postgres refused the copy: {str(error).strip().splitlines()[0]}", hint=hint)
         )
         return seq
     except TableProblem as error:
-        table.resync = False
+        _drop_request(conn, registry, table)
         registry.reject(table.number, error)
         return seq
     finally:
@@ -268,6 +270,13 @@ def copy_table(conn: Connection, source: Source, registry: Registry, table: Mirr
     table.consistent_from, table.resync = after, False
     log.info("table copied", table=table.name, rows=rows, duration_s=round(time.monotonic() - started, 3))
     return last_seq
+
+
+def _drop_request(conn: Connection, registry: Registry, table: MirrorTable) -> None:
+    """Take a request back that cannot be met, so that it is not tried again and again."""
+    table.resync = False
+    with wrap_warehouse_errors(table=table.name):
+        conn.execute(QUERIES["drop_request"], {"source": registry.name, "table": table.name})
 
 
 def _keep_keys(conn: Connection, table: MirrorTable) -> bool:

@@ -70,7 +70,9 @@ def parse_intents(text: str, database: str) -> list[Intent]:
     if verb == "CREATE":
         if reader.skip_until("TABLE", within=3) and "TEMPORARY" not in reader.seen:
             reader.skip("IF", "NOT", "EXISTS")
-            return [Intent("create", reader.name())]
+            name = reader.name()
+            dropped = [Intent("drop", name)] if "REPLACE" in reader.seen else []
+            return [*dropped, Intent("create", name)]
         return []
     if verb == "DROP":
         return _parse_drop(reader)
@@ -93,10 +95,13 @@ def _parse_drop(reader: _Reader) -> list[Intent]:
 
 def _parse_alter(reader: _Reader) -> list[Intent]:
     table = reader.name()
-    words = [token.text.upper() for token in reader.rest() if token.token_type is not TokenType.STRING]
+    words = ["" if token.token_type is TokenType.STRING else token.text.upper() for token in reader.rest()]
     intents = [Intent("alter", table)]
     if {"PARTITION", "TABLESPACE"} & set(words) and {"DROP", "TRUNCATE", "EXCHANGE", "DISCARD", "IMPORT"} & set(words):
         intents.append(Intent("alter rows", table))
+    if "EXCHANGE" in words and "TABLE" in words[words.index("EXCHANGE") :]:
+        other = _Reader(reader.rest()[words.index("TABLE", words.index("EXCHANGE")) + 1 :], reader.database)
+        intents.append(Intent("alter rows", other.name()))
     for i, word in enumerate(words):
         # RENAME COLUMN, INDEX and KEY rename something inside the table.
         if word == "RENAME" and i + 1 < len(words) and words[i + 1] not in ("COLUMN", "INDEX", "KEY"):

@@ -13,7 +13,9 @@ from enum import IntEnum
 BINARY = "binary"
 UTF8 = frozenset({"utf8mb4", "utf8mb3", "utf8", "ascii"})
 LONGEST_NAME_BYTES = 63
-OWN_COLUMNS = ("_seq", "_committed_at", "_raw")
+# The mirror's own, and those that every Postgres table has.
+OWN_COLUMNS = frozenset({"_seq", "_committed_at", "_raw", "tableoid", "xmin", "cmin", "xmax", "cmax", "ctid"})
+OWN_SCHEMAS = frozenset({"warehouse", "scorer", "analytics", "information_schema"})
 
 
 class Kind(IntEnum):
