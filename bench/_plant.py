@@ -32,7 +32,12 @@ MEASUREMENTS = [f"setting_{n}" for n in (1, 2, 3)] + [f"sensor_{n}" for n in ran
 COLUMNS = ["id", "line", "unit", "cycle", "read_at", *MEASUREMENTS]
 ROWS_A_TRANSACTION = 25_000
 # Nothing here is about the disk: both sides flush when the system likes.
-FAST_MYSQL = {"sync_binlog": "0", "innodb_flush_log_at_trx_commit": "0", "max_binlog_size": "1G", "innodb_buffer_pool_size": "512M"}
+FAST_MYSQL = {
+    "sync_binlog": "0",
+    "innodb_flush_log_at_trx_commit": "0",
+    "max_binlog_size": "1G",
+    "innodb_buffer_pool_size": "512M",
+}
 FAST_POSTGRES = {"synchronous_commit": "off", "max_wal_size": "4GB", "shared_buffers": "256MB"}
 
 
@@ -64,7 +69,10 @@ def running_plant(note: object) -> Iterator[Plant]:
     """Servers in a folder that is gone afterwards."""
     configure_log("warning", service="bench")
     programs = provide(["mysql", "postgres"], cache_folder(), note)  # type: ignore[arg-type]
-    with tempfile.TemporaryDirectory(prefix="tailrace-bench-", ignore_cleanup_errors=True) as name, contextlib.ExitStack() as stack:
+    with (
+        tempfile.TemporaryDirectory(prefix="tailrace-bench-", ignore_cleanup_errors=True) as name,
+        contextlib.ExitStack() as stack,
+    ):
         folder = Path(name)
         folder.chmod(0o755)
         mysql = stack.enter_context(MySQLServer(programs, folder / "mysql", options=FAST_MYSQL))
@@ -77,7 +85,12 @@ def running_plant(note: object) -> Iterator[Plant]:
         )
         plant = Plant(mysql, postgres, settings)
         with psycopg.connect(
-            host=postgres.host, port=postgres.port, user=postgres.user, password=postgres.password, dbname="postgres", autocommit=True
+            host=postgres.host,
+            port=postgres.port,
+            user=postgres.user,
+            password=postgres.password,
+            dbname="postgres",
+            autocommit=True,
         ) as conn:
             conn.execute("CREATE DATABASE bench")
         with plant.warehouse() as conn:
