@@ -17,7 +17,9 @@ from sqlglot.tokens import Token, TokenType  # type: ignore[attr-defined]
 Action = Literal["create", "drop", "drop database", "truncate", "rename", "alter", "alter rows"]
 
 _DML = frozenset({"INSERT", "UPDATE", "DELETE", "REPLACE", "LOAD", "CALL", "DO", "WITH", "IMPORT"})
-_VERSIONED = re.compile(r"/\*M?!\d*|\*/(?=\s*;?\s*$)")
+# What is quoted, comments, and the ends of versioned comments, whose content the server carries out.
+_QUOTED = r"""'(?:[^'\\]|\\.|'')*'|"(?:[^"\\]|\\.|"")*"|`(?:[^`]|``)*`"""
+_PIECE = re.compile(rf"({_QUOTED})|/\*M?!\d*|/\*.*?\*/|\*/|--(?=\s|$)[^\n]*|\#[^\n]*", re.DOTALL)
 _CONTROL = frozenset({"BEGIN", "COMMIT", "ROLLBACK", "SAVEPOINT", "RELEASE", "XA", "START"})
 
 
@@ -95,13 +97,15 @@ def _parse_drop(reader: _Reader) -> list[Intent]:
 
 def _parse_alter(reader: _Reader) -> list[Intent]:
     table = reader.name()
-    words = ["" if token.token_type is TokenType.STRING else token.text.upper() for token in reader.rest()]
+    words = [_keyword(token) for token in reader.rest()]
     intents = [Intent("alter", table)]
     if {"PARTITION", "TABLESPACE"} & set(words) and {"DROP", "TRUNCATE", "EXCHANGE", "DISCARD", "IMPORT"} & set(words):
         intents.append(Intent("alter rows", table))
     if "EXCHANGE" in words and "TABLE" in words[words.index("EXCHANGE") :]:
         other = _Reader(reader.rest()[words.index("TABLE", words.index("EXCHANGE")) + 1 :], reader.database)
         intents.append(Intent("alter rows", other.name()))
+    if "CONVERT" in words and "PARTITION" in words[words.index("CONVERT") :]:
+        intents += _parse_convert(reader, words, table)
     for i, word in enumerate(words):
         # RENAME COLUMN, INDEX and KEY rename something inside the table.
         if word == "RENAME" and i + 1 < len(words) and words[i + 1] not in ("COLUMN", "INDEX", "KEY"):
@@ -112,9 +116,22 @@ def _parse_alter(reader: _Reader) -> list[Intent]:
     return intents
 
 
+def _parse_convert(reader: _Reader, words: list[str], table: str) -> list[Intent]:
+    """MariaDB: a partition becomes a table with its rows, or a table with its rows becomes a partition."""
+    at = words.index("TABLE", words.index("CONVERT")) if "TABLE" in words[words.index("CONVERT") :] else len(words)
+    name = _Reader(reader.rest()[at + 1 :], reader.database).name()
+    if at < words.index("PARTITION", words.index("CONVERT")):
+        return [Intent("alter rows", table), Intent("drop", name)]
+    return [Intent("alter rows", table), Intent("rename", f"{table}#partition", name)]
+
+
+def _keyword(token: Token) -> str:
+    """The token in upper case; empty where it is quoted, because then it is a name or a text."""
+    return "" if token.token_type in (TokenType.STRING, TokenType.IDENTIFIER) else token.text.upper()
+
+
 def _words(text: str) -> list[Token]:
-    # The server carries out what stands in a versioned comment.
-    text = _VERSIONED.sub(" ", text)
+    text = _PIECE.sub(lambda piece: piece[1] or " ", text)
     try:
         words: list[Token] = MySQL().tokenize(text)
         # sqlglot gives the whole rest of some statements (RENAME) as one string.
@@ -136,17 +153,20 @@ class _Reader:
     def _peek(self) -> str:
         return self._tokens[self._at].text if self._at < len(self._tokens) else ""
 
+    def _peek_keyword(self) -> str:
+        return _keyword(self._tokens[self._at]) if self._at < len(self._tokens) else ""
+
     def rest(self) -> list[Token]:
         return self._tokens[self._at :]
 
     def word(self) -> str:
-        text = self._peek().upper()
+        text = self._peek_keyword()
         self._at += 1
         self.seen.add(text)
         return text
 
     def skip(self, *words: str) -> None:
-        while self._peek().upper() in words and self._at < len(self._tokens):
+        while self._peek_keyword() in words and self._at < len(self._tokens):
             self._at += 1
 
     def skip_until(self, word: str, *, within: int) -> bool:
