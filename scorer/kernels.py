@@ -60,7 +60,7 @@ NONE = -1
 
 MAX_DEPTH = 2047  # internal nodes of the largest tree, and so the longest path
 _INVERSE = 1.0 / np.arange(1, MAX_DEPTH + 2)  # _INVERSE[depth] = 1 / (depth + 1): a load is cheaper than a division
-_FEW_ROWS = 16  # rows at a node from which on it pays to take the node's rows together
+_FEW_ROWS = 32  # rows at a node from which on it pays to take the node's rows together
 
 _TINY = 1e-300  # turns 0 / 0 into 0, and is lost in any sum of float32 values that is not zero
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -195,14 +195,32 @@ def _gap_sum_vector(typing_context, corners, low, high, points, row):
         rows = _Rows(context, builder, signature, arguments, (0, 3))
         box_low, box_high = rows.pointer(0, arguments[1]), rows.pointer(0, arguments[2])
         point = rows.pointer(3, arguments[4])
-        total = cgutils.alloca_once_value(builder, _ZEROS)
-        with rows.parts() as (index, _):
-            x = rows.wide(rows.load(point, index))
-            below = builder.fsub(rows.wide(rows.load(box_low, index)), x)
-            above = builder.fsub(x, rows.wide(rows.load(box_high, index)))
-            gap = rows.larger(rows.larger(below, above), _ZEROS)
-            builder.store(builder.fadd(builder.load(total), gap), total)
-        return rows.total(builder.load(total))
+        def add_parts(gap):
+            total = cgutils.alloca_once_value(builder, _ZEROS)
+            with rows.parts() as (index, _):
+                x, low, high = (rows.load(pointer, index) for pointer in (point, box_low, box_high))
+                builder.store(builder.fadd(builder.load(total), gap(x, low, high)), total)
+            return rows.total(builder.load(total))
+
+        def distance(x, low, high):
+            # |x - the nearest number in the box|: fewest instructions for the units that add, which are what limits the sum.
+            inside = builder.select(builder.fcmp_ordered("<", x, high), x, high)
+            inside = rows.larger(inside, low)
+            difference = builder.fsub(rows.wide(x), rows.wide(inside))
+            bits = builder.bitcast(difference, ir.VectorType(_I64, LANES))
+            bits = builder.and_(bits, ir.Constant(bits.type, [2**63 - 1] * LANES))
+            return builder.bitcast(bits, _WIDE)
+
+        def careful(x, low, high):
+            x = rows.wide(x)
+            below, above = builder.fsub(rows.wide(low), x), builder.fsub(x, rows.wide(high))
+            return rows.larger(rows.larger(below, above), _ZEROS)
+
+        found = cgutils.alloca_once_value(builder, add_parts(distance))
+        missing = builder.fcmp_unordered("uno", builder.load(found), builder.load(found))
+        with builder.if_then(missing, likely=False):
+            builder.store(add_parts(careful), found)
+        return builder.load(found)
 
     return types.float64(corners, types.int64, types.int64, points, types.int64), generate
 
@@ -711,94 +729,124 @@ def _leaf_term(depth, gap, leaf_mass, total_mass):
 
 
 # value(node) = q / (depth + 1) + (1 - q) * value(child), with q = E / (R + E) the probability that the next cut isolates the
-# point at this node, is evaluated from the root down: `alive` is the product of the (1 - q) passed so far. A leaf that differs
-# from the point has R = 0 and q = 1. The three functions below do the same operations in the same order, so that a row's score
-# does not depend on its company.
+# point at this node, is evaluated from the leaf up to the root. A leaf that differs from the point has R = 0 and q = 1. A box
+# that holds the point has q = 0, which leaves the value as it is to the bit, and so have all boxes above it, unless it is one
+# that knows nothing of a coordinate: they can be left out. The functions below do the same operations in the same order, so that a row's score does not depend on its company.
 
 
 @_compiled
-def _finish_row(nodes, corners, points, row, node, depth, total_mass, alive, value):
-    """Take one row, whatever is missing in it, from `node` to its leaf: value[row] grows, alive[row] shrinks."""
-    first_leaf = nodes.shape[0] // 2
-    while True:
-        gap = gap_sum(corners, _low_row(nodes, node), _high_row(nodes, node), points, row)
-        if node >= first_leaf and gap <= 0.0:
-            value[row] += alive[row] * _leaf_term(depth, gap, nodes[node]["mass"], total_mass)
-            return
-        q = gap / (nodes[node]["range_sum"] + gap + _TINY)
-        value[row] += alive[row] * q * _INVERSE[depth]
-        if node >= first_leaf:
-            return
-        alive[row] *= 1.0 - q
-        depth += 1
+def _find_leaf(nodes, points, row, node, depth):
+    """Leaf below `node` that the point belongs to, and its depth; whatever is missing in the point."""
+    while node < nodes.shape[0] // 2:
         node = _child(nodes, node, points, row)
+        depth += 1
+    return node, depth
 
 
 @_compiled
-def _visit(nodes, corners, points, start, start_depth, order, k, node, depth, total_mass, alive, value):
-    """One step of a lane: the row order[k] at `node`. Returns the next (k, node, depth): at a leaf those of the next row.
-
-    Nothing here branches on data: rows end at depths that no processor can predict, and a wrong guess costs as much as a box.
+def _find_leaves(nodes, points, node, depth, order, first, last, holes, leaves, depths):
+    """leaves[k], depths[k] for the rows order[k], first <= k < last, from `node` down; four at a time, so that the loads of one
+    hide behind those of the others, and without a branch that depends on data. Output modified in place.
     """
     first_leaf = nodes.shape[0] // 2
-    inner = (node - first_leaf) >> 63  # -1 at an internal node, 0 at a leaf
-    low = node + first_leaf + ((node - first_leaf) & inner)
-    row = int(order[np.uint64(k)])
-    at = np.uint64(row)
-    gap = gap_sum(corners, low, low - inner, points, row)
-    q = gap / (nodes[np.uint64(node)]["range_sum"] + gap + _TINY)
-    term = alive[at] * q * _INVERSE[np.uint64(depth)]
-    if gap - inner <= 0.0:  # a leaf that holds the point
-        term = alive[at] * _leaf_term(depth, gap, nodes[np.uint64(node)]["mass"], total_mass)
-    value[at] += term
-    alive[at] *= 1.0 - q
-    child = pick_child(nodes, node, points, row)
-    node = start ^ ((child ^ start) & inner)
-    depth = start_depth + ((depth + 1 - start_depth) & inner)
-    return k + 1 + inner, node, depth
+    for k in range(first, last, 4):
+        j, m, n = min(k + 1, last - 1), min(k + 2, last - 1), min(k + 3, last - 1)
+        row_k, row_j, row_m, row_n = int(order[k]), int(order[j]), int(order[m]), int(order[n])
+        if holes[row_k] or holes[row_j] or holes[row_m] or holes[row_n]:
+            for i in range(k, min(k + 4, last)):
+                leaves[i], depths[i] = _find_leaf(nodes, points, int(order[i]), node, depth)
+            continue
+        at_k, at_j, at_m, at_n = node, node, node, node
+        depth_k, depth_j, depth_m, depth_n = depth, depth, depth, depth
+        while True:
+            # -1 at an internal node, 0 at a leaf, where the row stays
+            inner_k, inner_j = (at_k - first_leaf) >> 63, (at_j - first_leaf) >> 63
+            inner_m, inner_n = (at_m - first_leaf) >> 63, (at_n - first_leaf) >> 63
+            if inner_k + inner_j + inner_m + inner_n == 0:
+                break
+            at_k ^= (pick_child(nodes, at_k, points, row_k) ^ at_k) & inner_k
+            at_j ^= (pick_child(nodes, at_j, points, row_j) ^ at_j) & inner_j
+            at_m ^= (pick_child(nodes, at_m, points, row_m) ^ at_m) & inner_m
+            at_n ^= (pick_child(nodes, at_n, points, row_n) ^ at_n) & inner_n
+            depth_k, depth_j, depth_m, depth_n = depth_k - inner_k, depth_j - inner_j, depth_m - inner_m, depth_n - inner_n
+        leaves[n], leaves[m], leaves[j], leaves[k] = at_n, at_m, at_j, at_k
+        depths[n], depths[m], depths[j], depths[k] = depth_n, depth_m, depth_j, depth_k
 
 
 @_compiled
-def _finish_rows(nodes, corners, points, node, depth, order, first, last, total_mass, holes, alive, value):
-    """Take the rows order[first:last] from `node` to their leaves, two at a time, so that the loads of one hide behind the
-    sums of the other.
+def _is_whole(corners, row):
+    """Whether a corner has a value in every coordinate."""
+    missing = 0
+    for i in range(corners.shape[1]):
+        missing += corners[row, i] != corners[row, i]
+    return missing == 0
+
+
+@_compiled
+def _climb(nodes, corners, points, row, leaf, depth, total_mass):
+    """value(root) of one row."""
+    gap = gap_sum(corners, _low_row(nodes, leaf), _high_row(nodes, leaf), points, row)
+    value = _leaf_term(depth, gap, nodes[leaf]["mass"], total_mass)
+    node = int(nodes[leaf]["parent"])
+    while node != NONE:
+        gap = gap_sum(corners, 2 * node, 2 * node + 1, points, row)
+        if gap <= 0.0 and _is_whole(corners, 2 * node):
+            break
+        depth -= 1
+        q = gap / (nodes[node]["range_sum"] + gap + _TINY)
+        value = q * _INVERSE[depth] + (1.0 - q) * value
+        node = int(nodes[node]["parent"])
+    return value
+
+
+@_compiled
+def _climb_rows(nodes, corners, points, start, start_depth, order, first, last, total_mass, leaves, depths, value):
+    """value[row] = value(start) of the rows order[first:last]. Returns how many lie outside the box of `start`, or may lie
+    outside one above it; they are first in order[first:] after this. Modified in place.
+
+    One loop over all boxes of all rows, and nothing in it branches on data: rows end at heights that no processor can predict,
+    and a wrong guess costs as much as a few boxes.
     """
+    first_leaf = nodes.shape[0] // 2
+    least = 0.0 if _is_whole(corners, _low_row(nodes, start)) else -1.0
+    visits = 0
     for k in range(first, last):
-        if holes[order[k]]:
-            for i in range(first, last):
-                _finish_row(nodes, corners, points, int(order[i]), node, depth, total_mass, alive, value)
-            return
-    middle = first + (last - first) // 2
-    k, a, depth_a = first, node, depth
-    j, b, depth_b = middle, node, depth
-    while k < middle and j < last:
-        k, a, depth_a = _visit(nodes, corners, points, node, depth, order, k, a, depth_a, total_mass, alive, value)
-        j, b, depth_b = _visit(nodes, corners, points, node, depth, order, j, b, depth_b, total_mass, alive, value)
-    if j < last:
-        k, a, depth_a, middle = j, b, depth_b, last
-    while k < middle:
-        k, a, depth_a = _visit(nodes, corners, points, node, depth, order, k, a, depth_a, total_mass, alive, value)
+        visits += depths[k] - start_depth + 1
+    k, outside = first, first
+    node, depth, current = int(leaves[k]), int(depths[k]), 0.0
+    for _ in range(visits):
+        inner = (node - first_leaf) >> 63
+        low = node + first_leaf + ((node - first_leaf) & inner)
+        row = int(order[np.uint64(k)])
+        gap = gap_sum(corners, low, low - inner, points, row)
+        q = gap / (nodes[np.uint64(node)]["range_sum"] + gap + _TINY)
+        current = q * _INVERSE[np.uint64(depth)] + (1.0 - q) * current
+        if gap - inner <= 0.0:  # a leaf that holds the point
+            current = _leaf_term(depth, gap, nodes[np.uint64(node)]["mass"], total_mass)
+        value[np.uint64(row)] = current
+        order[np.uint64(outside)] = row
+        more = (start_depth - depth) >> 63  # -1 below `start`, 0 at it
+        outside += int(gap > least) & ~more
+        k += 1 + more
+        parent = int(nodes[np.uint64(node)]["parent"])
+        leaf, leaf_depth = int(leaves[np.uint64(k)]), int(depths[np.uint64(k)])
+        node = leaf ^ ((parent ^ leaf) & more)
+        depth = leaf_depth ^ (((depth - 1) ^ leaf_depth) & more)
+    return outside - first
 
 
 @_compiled
-def _pass_rows(nodes, corners, points, node, depth, order, first, last, right, alive, value):
-    """Take the rows order[first:last] one level down from an internal node, those for the left child first. Returns where those
-    for the right child begin. `right` is scratch.
+def _divide_rows(nodes, points, node, order, first, last, right):
+    """Put those of the rows order[first:last] first that belong to the left child of `node`. Returns where the others begin.
+    `right` is scratch.
     """
-    range_sum = nodes[node]["range_sum"]
     cut = nodes[node]["cut_value"]
     dim = np.uint64(nodes[node]["cut_dim"])
-    weight = _INVERSE[depth]
     heavy_right = nodes[int(nodes[node]["right"])]["mass"] > nodes[int(nodes[node]["left"])]["mass"]
     middle, count = first, 0
     for k in range(first, last):
         row = int(order[np.uint64(k)])
-        at = np.uint64(row)
-        gap = gap_sum(corners, 2 * node, 2 * node + 1, points, row)
-        q = gap / (range_sum + gap + _TINY)
-        value[at] += alive[at] * q * weight
-        alive[at] *= 1.0 - q
-        x = points[at, dim]
+        x = points[np.uint64(row), dim]
         goes_right = int((x > cut) | ((x != x) & heavy_right))
         order[np.uint64(middle)] = row
         right[np.uint64(count)] = row
@@ -810,55 +858,70 @@ def _pass_rows(nodes, corners, points, node, depth, order, first, last, right, a
 
 
 @_compiled
-def score_run(tree, nodes, corners, points, first, last, holes, order, scratch, alive, value):
-    """value[j] = score of row j in one tree, for first <= j < last; in [0, log2(1 + mass)]. Output modified in place.
-
-    The score is the expected inverse depth times log2(1 + mass of the tree). Many rows go down the tree together, node by node:
-    a box is loaded once for all that reach it, and the rows divide as in a sort; few finish on their own. `holes[j]` says
-    whether row j has a missing value. order, alive and value have one entry per row; scratch has room for the rows and, three
-    numbers each, for the nodes that wait.
+def _join_rows(nodes, corners, points, node, depth, order, target, first, last, value):
+    """value[row] from that of the child to that of `node`, for the rows order[first:last]. Those that lie outside the box of
+    `node`, or may lie outside one above it, are moved to order[target:], target <= first; returns the end of them.
     """
-    for j in range(first, last):
-        order[j] = j
-        alive[j] = 1.0
-        value[j] = 0.0
-    root = int(tree["root"])
-    if root == NONE:
-        return
-    first_leaf = nodes.shape[0] // 2
-    mass = int(nodes[root]["mass"])
-    node, depth, begin, end = root, 0, first, last
-    waiting = order.shape[0]  # where the stack of nodes to go to begins in scratch
-    top = waiting
-    while True:
-        if end - begin < _FEW_ROWS or node >= first_leaf:
-            _finish_rows(nodes, corners, points, node, depth, order, begin, end, mass, holes, alive, value)
-            if top == waiting:
-                break
-            top -= 4
-            node, depth = int(scratch[top]), int(scratch[top + 1])
-            begin, end = int(scratch[top + 2]), int(scratch[top + 3])
-            continue
-        middle = _pass_rows(nodes, corners, points, node, depth, order, begin, end, scratch, alive, value)
-        depth += 1
-        left, right = int(nodes[node]["left"]), int(nodes[node]["right"])
-        if middle == begin:
-            node = right
-            continue
-        if middle < end:
-            scratch[top], scratch[top + 1] = right, depth
-            scratch[top + 2], scratch[top + 3] = middle, end
-            top += 4
-        node, end = left, middle
-    scale = math.log2(1.0 + mass)
-    for j in range(first, last):
-        value[j] *= scale
+    range_sum, weight = nodes[node]["range_sum"], _INVERSE[depth]
+    least = 0.0 if _is_whole(corners, 2 * node) else -1.0
+    for k in range(first, last):
+        row = int(order[np.uint64(k)])
+        gap = gap_sum(corners, 2 * node, 2 * node + 1, points, row)
+        q = gap / (range_sum + gap + _TINY)
+        value[np.uint64(row)] = q * weight + (1.0 - q) * value[np.uint64(row)]
+        order[np.uint64(target)] = row
+        target += int(gap > least)
+    return target
 
 
 @_compiled
-def _scratch_rows(nodes, rows):
-    """Entries of `scratch` that `score_run` needs."""
-    return rows + 4 * (nodes.shape[-1] + 1)
+def score_run(tree, nodes, corners, points, first, last, holes, order, leaves, depths, stack, value):
+    """value[j] = score of row j in one tree, for first <= j < last; in [0, log2(1 + mass)]. Output modified in place.
+
+    The score is the expected inverse depth times log2(1 + mass of the tree). Many rows go down the tree together, dividing at
+    every node as in a sort, and come up together, so that a box is loaded once for all that reach it; those that it holds are
+    done. Few rows at a node go on by themselves. `holes[j]` says whether row j has a missing value. `order`, `leaves` and
+    `depths` (one entry more than rows) and `stack` are scratch.
+    """
+    root = int(tree["root"])
+    for j in range(first, last):
+        order[j] = j
+        value[j] = 0.0
+    if root == NONE or first >= last:
+        return
+    first_leaf, mass = nodes.shape[0] // 2, int(nodes[root]["mass"])
+    # A frame: node, rows begin:end, where the right child's rows begin, rows left over by the left child, what comes next.
+    top = 0
+    stack[0, 0], stack[0, 1], stack[0, 2], stack[0, 5] = root, first, last, 0
+    found = 0
+    while top >= 0:
+        node, begin, end = int(stack[top, 0]), int(stack[top, 1]), int(stack[top, 2])
+        if begin == end:
+            found = 0
+            top -= 1
+        elif end - begin < _FEW_ROWS or node >= first_leaf:
+            _find_leaves(nodes, points, node, top, order, begin, end, holes, leaves, depths)
+            found = _climb_rows(nodes, corners, points, node, top, order, begin, end, mass, leaves, depths, value)
+            top -= 1
+        elif stack[top, 5] == 0:
+            middle = _divide_rows(nodes, points, node, order, begin, end, leaves)
+            stack[top, 3], stack[top, 5] = middle, 1
+            top += 1
+            stack[top, 0], stack[top, 1], stack[top, 2], stack[top, 5] = int(nodes[node]["left"]), begin, middle, 0
+        elif stack[top, 5] == 1:
+            stack[top, 4], stack[top, 5] = found, 2
+            middle = int(stack[top, 3])
+            top += 1
+            stack[top, 0], stack[top, 1], stack[top, 2], stack[top, 5] = int(nodes[node]["right"]), middle, end, 0
+        else:
+            middle, left_over = int(stack[top, 3]), int(stack[top, 4])
+            target = _join_rows(nodes, corners, points, node, top, order, begin, begin, begin + left_over, value)
+            target = _join_rows(nodes, corners, points, node, top, order, target, middle, middle + found, value)
+            found = target - begin
+            top -= 1
+    scale = math.log2(1.0 + mass)
+    for j in range(first, last):
+        value[j] *= scale
 
 
 @_compiled
@@ -877,10 +940,9 @@ def score_point(tree, nodes, corners, points, row):
     root = int(tree["root"])
     if root == NONE:
         return 0.0
-    alive, value = np.ones(row + 1), np.zeros(row + 1)
     mass = int(nodes[root]["mass"])
-    _finish_row(nodes, corners, points, row, root, 0, mass, alive, value)
-    return value[row] * math.log2(1.0 + mass)
+    leaf, depth = _find_leaf(nodes, points, row, root, 0)
+    return _climb(nodes, corners, points, row, leaf, depth, mass) * math.log2(1.0 + mass)
 
 
 @_compiled
@@ -1065,12 +1127,13 @@ def fit_trees(trees, nodes, corners, slots, points, seed, first_chunk, last_chun
 def score_rows(trees, nodes, corners, points, scores, first_chunk, last_chunk):
     """scores[chunk, j] (float64) = sum over the chunk's trees of the score of row j. Output modified in place."""
     n = points.shape[0]
-    holes, order = _find_holes(points), np.empty(n, np.int32)
-    scratch, alive, value = np.empty(_scratch_rows(nodes, n), np.int32), np.empty(n), np.empty(n)
+    holes, value = _find_holes(points), np.empty(n)
+    order, leaves, depths = np.zeros(n + 1, np.int32), np.zeros(n + 1, np.int32), np.zeros(n + 1, np.int32)
+    stack = np.empty((nodes.shape[1] // 2 + 2, 6), np.int32)
     for chunk in range(first_chunk, last_chunk):
         scores[chunk] = 0.0
         for t in range(chunk * CHUNK_TREES, min((chunk + 1) * CHUNK_TREES, trees.shape[0])):
-            score_run(trees[t], nodes[t], corners[t], points, 0, n, holes, order, scratch, alive, value)
+            score_run(trees[t], nodes[t], corners[t], points, 0, n, holes, order, leaves, depths, stack, value)
             for j in range(n):
                 scores[chunk, j] += value[j]
 
@@ -1086,8 +1149,9 @@ def learn_rows(
     up to and with the second are scored together.
     """
     n = points.shape[0]
-    holes, order = _find_holes(points), np.empty(n, np.int32)
-    scratch, alive, value = np.empty(_scratch_rows(nodes, n), np.int32), np.empty(n), np.empty(n)
+    holes, value = _find_holes(points), np.empty(n)
+    order, leaves, depths = np.zeros(n + 1, np.int32), np.zeros(n + 1, np.int32), np.zeros(n + 1, np.int32)
+    stack = np.empty((nodes.shape[1] // 2 + 2, 6), np.int32)
     for chunk in range(first_chunk, last_chunk):
         if with_scores:
             scores[chunk] = 0.0
@@ -1105,12 +1169,12 @@ def learn_rows(
                 if verdict == 0:
                     continue
                 if with_scores:
-                    score_run(tree, tree_nodes, tree_corners, points, scored, j + 1, holes, order, scratch, alive, value)
+                    score_run(tree, tree_nodes, tree_corners, points, scored, j + 1, holes, order, leaves, depths, stack, value)
                     scored = j + 1
                 learn_row(tree, tree_nodes, tree_corners, tree_slots, points, j, numbers[j], stream, key, verdict)
                 bound = _refusal_bound(tree, tree_slots, ages[n - 1])
             if with_scores:
-                score_run(tree, tree_nodes, tree_corners, points, scored, n, holes, order, scratch, alive, value)
+                score_run(tree, tree_nodes, tree_corners, points, scored, n, holes, order, leaves, depths, stack, value)
                 for j in range(n):
                     scores[chunk, j] += value[j]
 
