@@ -19,10 +19,10 @@ from psycopg import sql
 
 from replicator import decode
 from replicator.changes import Batch
-from replicator.errors import TableProblem, UnrepresentableKey
+from replicator.errors import TableProblem
 from replicator.position import Position
 from replicator.schema import QUERIES, MirrorTable, Registry, key_object
-from replicator.values import rebuild_tuple
+from replicator.values import finish_rows
 from warehouse.db import Connection, wrap_errors
 
 log = structlog.get_logger()
@@ -245,32 +245,16 @@ class Applier:
     # ------------------------------------------------------------------------------------------------ hard rows
     def _finish_hard_rows(self, batch: Batch) -> tuple[NDArray[np.uint8], NDArray[np.void], NDArray[np.bool_]]:
         """Build the tuples that the kernel left; the bytes, the changes pointing into them, and which rows have _raw."""
-        changes, out = batch.changes, batch.out
-        hard = np.nonzero(changes["hard_bytes"])[0]
-        raw: NDArray[np.bool_] = np.zeros(len(changes), np.bool_)
-        if not len(hard):
-            return out, changes, raw
-        changes = changes.copy()
-        at = len(out)
-        pieces = []
-        for i in hard:
-            change = changes[i]
-            table = self.registry.by_number[batch.plans.tables[int(change["plan"])]]
-            try:
-                if change["hard_bytes"] < 0:
-                    raise UnrepresentableKey("a key holds a value that Postgres cannot hold")
-                image = out[change["hard_at"] : change["hard_at"] + change["hard_bytes"]]
-                built = rebuild_tuple(
-                    batch.plans, int(change["plan"]), image, int(change["seq"]), int(change["commit_us"]), is_result=False
-                )
-            except TableProblem as problem:
-                self.registry.reject(table.number, problem)
-                continue
-            raw[i] = not built.endswith(b"\xff\xff\xff\xff")
-            changes["image"][i], changes["image_bytes"][i] = at, len(built)
-            pieces.append(np.frombuffer(built, np.uint8))
-            at += len(built)
-        return np.concatenate([out, *pieces]), changes, raw
+        changes = batch.changes
+        if changes["hard_bytes"].any():
+            # the kernel's own arrays stay as they are
+            changes = changes.copy()
+
+        def reject(i: int, problem: TableProblem) -> None:
+            self.registry.reject(batch.plans.tables[int(changes["plan"][i])], problem)
+
+        out, raw = finish_rows(batch.plans, changes, batch.out, is_result=False, reject=reject)
+        return out, changes, raw
 
 
 def copy_statement(table: MirrorTable) -> sql.Composed:

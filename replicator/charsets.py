@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from replicator.errors import UnsupportedColumn
-from replicator.typemap import UTF8
+from replicator.typemap import BINARY, UTF8
 
 _CODECS = {
     "big5": "big5", "cp932": "cp932", "eucjpms": "euc_jp", "euckr": "cp949", "gb18030": "gb18030", "gb2312": "gb2312",
@@ -88,7 +88,12 @@ class Charsets:
             return raw.decode(codec, "replace"), False
 
     def decode_label(self, raw: bytes, charset: str) -> str:
-        """A label of an ENUM or SET as text; in an unknown character set only for show, as its table is turned away."""
+        """A label of an ENUM or SET as text; in an unknown character set only for show, as its table is turned away.
+
+        Labels in the character set "binary" are bytes: each becomes the character of latin1 with its number.
+        """
+        if charset == BINARY:
+            return raw.decode("latin-1")
         return self.decode(raw, charset)[0] if self.covers(charset) else raw.decode("utf-8", "replace")
 
     def covers(self, charset: str) -> bool:

@@ -90,6 +90,9 @@ TRANSACTION = np.dtype(
     ],
     align=True,
 )
+# A value that the kernels left to Python. change: index of the change; column: index in its plan; at, size: the value in
+# `out`; field: its NULL in the tuple, in `out`.
+LEFT = np.dtype([(name, np.int64) for name in ("change", "column", "at", "size", "field")], align=True)
 # From a table id to a plan: direct-mapped by the id's low bits.
 SLOT = np.dtype([("table_id", np.int64), ("plan", np.int64)], align=True)
 SLOTS = 1024
@@ -109,6 +112,8 @@ STATE_CELLS = 24
 
 POSTGRES_EPOCH_S = 946_684_800
 POSTGRES_EPOCH_DAYS = 10_957
+# pg_type.oid of real
+FLOAT4_OID = 700
 
 _CRC = np.zeros((8, 256), dtype=np.uint32)
 for _i in range(256):
@@ -521,6 +526,8 @@ def _put_text(column, data, at, size, out, o, blob):
         The offset after the value, and 1 where it is left to Python.
     """
     if column.kind == 15:
+        if column.text == 2:
+            return _put_null(out, o), 1
         total = max(size, np.int64(column.width))
         o = _put(out, o, total, 4)
         _copy(out, o, data, at, size)
@@ -620,6 +627,80 @@ def _integer(column, data, at, size):
 
 
 @njit(cache=True, nogil=True)
+def _put_geometry(data, at, size, out, o):
+    """Write a geometry (4 bytes SRID, then WKB, the lowest byte first) as EWKB, which names the SRID where it is not 0."""
+    if size < 9 or data[at + 4] != 1:
+        return _put_null(out, o), 1
+    srid = _load4(data, at)
+    if srid == 0:
+        o = _put(out, o, size - 4, 4)
+        _copy(out, o, data, at + 4, size - 4)
+        return o + size - 4, 0
+    o = _put(out, o, size, 4)
+    _copy(out, o, data, at + 4, 5)
+    # the highest bit but two of the type says that a SRID follows
+    out[o + 4] |= np.uint8(0x20)
+    _copy(out, o + 5, data, at, 4)
+    _copy(out, o + 9, data, at + 9, size - 9)
+    return o + size, 0
+
+
+@njit(cache=True, nogil=True)
+def _put_vector(data, at, size, out, o):
+    """Write a VECTOR (floats of 4 bytes) as real[]: dimensions, no NULLs, element type, length, lower bound, elements."""
+    if size == 0 or size % 4:
+        return _put_null(out, o), 1
+    o = _put(out, o, 20 + 2 * size, 4)
+    o = _put(out, o, 1, 4)
+    o = _put(out, o, 0, 4)
+    o = _put(out, o, FLOAT4_OID, 4)
+    o = _put(out, o, size // 4, 4)
+    o = _put(out, o, 1, 4)
+    for k in range(at, at + size, 4):
+        o = _put(out, o, 4, 4)
+        o = _put(out, o, _load4(data, k), 4)
+    return o, 0
+
+
+@njit(cache=True, nogil=True)
+def _put_fixed(column, data, at, size, out, o):
+    """Write a UUID or an address of `width` bytes, whose zero bytes at the end may be missing."""
+    width = np.int64(column.width)
+    if size > width:
+        return _put_null(out, o), 1
+    if column.kind == 26:
+        # inet: family (2: IPv4, 3: IPv6), bits of the mask, not a network, length
+        o = _put(out, o, 4 + width, 4)
+        o = _put(out, o, 2 if width == 4 else 3, 1)
+        o = _put(out, o, 8 * width, 1)
+        o = _put(out, o, 0, 1)
+        o = _put(out, o, width, 1)
+    else:
+        o = _put(out, o, width, 4)
+    _copy(out, o, data, at, size)
+    for k in range(size, width):
+        out[o + k] = 0
+    return o + width, 0
+
+
+@njit(cache=True, nogil=True)
+def _put_json_text(data, at, size, out, o):
+    """Write a JSON text as jsonb: its version 1, then the text. One with a NUL is left to Python."""
+    if not _is_utf8(data, at, at + size):
+        return _put_null(out, o), 1
+    zeros = 0
+    for k in range(at, at + size):
+        # an escaped NUL is \u0000; whether the backslash itself is escaped is for Python to say
+        zeros = zeros + 1 if data[k] == 48 else 0
+        if zeros == 4 and k >= at + 5 and data[k - 4] == 117 and data[k - 5] == 92:
+            return _put_null(out, o), 1
+    o = _put(out, o, 1 + size, 4)
+    o = _put(out, o, 1, 1)
+    _copy(out, o, data, at, size)
+    return o + size, 0
+
+
+@njit(cache=True, nogil=True)
 def _put_value(column, data, at, size, out, o, blob, labels, digits):
     """Write one value of a row image as a COPY field: length, then the bytes of the mirror type's receive function.
 
@@ -687,6 +768,12 @@ def _put_value(column, data, at, size, out, o, blob, labels, digits):
         if not _is_date(year, month, day):
             return _put_null(out, o), 1
         return _put_datetime(out, o, year, month, day, value // 10000 % 100, value // 100 % 100, value % 100, 0), 0
+    if kind == 23:
+        return _put_geometry(data, at, size, out, o)
+    if kind == 24:
+        return _put_vector(data, at, size, out, o)
+    if kind == 25 or kind == 26:
+        return _put_fixed(column, data, at, size, out, o)
     return _put_null(out, o), 1
 
 
@@ -1128,6 +1215,14 @@ def _put_result_value(column, data, at, size, out, o, blob, labels, digits):
         if size >= 11:
             us = _little(data, at + 7, 4)
         return _put_datetime(out, o, year, month, day, hour, minute, second, us), 0
+    if kind == 22:
+        return _put_json_text(data, at, size, out, o)
+    if kind == 23:
+        return _put_geometry(data, at, size, out, o)
+    if kind == 24:
+        return _put_vector(data, at, size, out, o)
+    if kind == 25 or kind == 26:
+        return _put_fixed(column, data, at, size, out, o)
     return _put_null(out, o), 1
 
 
@@ -1207,41 +1302,46 @@ def consume_result(data, end, state, p, plan, columns, blob, labels, out, change
 
 
 @njit(cache=True, nogil=True)
-def split_image(data, plan, columns, is_result, places):
-    """Where the values of one row image (or binary result row) lie, for the values that the kernels leave to Python.
+def find_left(rows, changes, out, plans, columns, is_result, left):
+    """Find the values that the kernels left to Python: NULL in the tuple, and not NULL in the raw image.
 
     Args:
-        data: (n,) uint8, the image alone.
-        places: (columns, 2) int64, written: offset and size; size -1 for NULL.
+        rows: (n,) int64, indexes of changes with a raw image. out: uint8, what the changes point into.
+        is_result: the raw images are binary result rows.
+        left: (all columns of these changes,) LEFT, written.
+
+    Returns:
+        How many were found.
     """
-    count = np.int64(plan.columns)
+    found = 0
     skip = 2 if is_result else 0
     nulls = 1 if is_result else 0
-    at = nulls + (count + 7 + skip) // 8
-    for i in range(count):
-        column = columns[plan.first + i]
-        places[i, 0] = at
-        places[i, 1] = -1
-        if (data[nulls + ((i + skip) >> 3)] >> ((i + skip) & 7)) & 1:
-            continue
-        if is_result:
-            at, size = _result_value_size(column, data, at)
-        else:
-            size = np.int64(column.size)
-            if size == 0:
-                size = _little(data, at, np.int64(column.prefix))
-                at += column.prefix
-        places[i, 0] = at
-        places[i, 1] = size
-        at += size
-
-
-@njit(cache=True, nogil=True)
-def put_value(columns, i, data, at, size, is_result, out, blob, labels, digits):
-    """Write one value into out from its start; the size of the field, and 1 where the kernel leaves it to Python."""
-    if is_result:
-        return _put_result_value(columns[i], data, at, size, out, np.int64(0), blob, labels, digits)
-    return _put_value(columns[i], data, at, size, out, np.int64(0), blob, labels, digits)
+    for r in rows:
+        change = changes[r]
+        plan = plans[change.plan]
+        count = np.int64(plan.columns)
+        bits = change.hard_at + nulls
+        at = bits + (count + 7 + skip) // 8
+        # behind the number of fields
+        field = change.image + 2
+        for i in range(count):
+            column = columns[plan.first + i]
+            field_bytes = _big(out, field, 4)
+            if not (out[bits + ((i + skip) >> 3)] >> ((i + skip) & 7)) & 1:
+                if is_result:
+                    at, size = _result_value_size(column, out, at)
+                else:
+                    size = np.int64(column.size)
+                    if size == 0:
+                        size = _little(out, at, np.int64(column.prefix))
+                        at += column.prefix
+                if field_bytes == 0xFFFFFFFF:
+                    entry = left[found]
+                    entry.change, entry.column, entry.at, entry.size, entry.field = r, i, at, size, field
+                    found += 1
+                at += size
+            field += 4 + (field_bytes if field_bytes != 0xFFFFFFFF else 0)
+    return found
 
 
 # ---------------------------------------------------------------------------------------------------- folding

@@ -91,7 +91,7 @@ class _Printer:
         if kind == _STRING:
             out.append(_quote(self._take(at, end)))
         elif kind in _INTEGERS:
-            out.append(b"%d" % _INTEGERS[kind].unpack_from(self.data, at))
+            out.append(b"%d" % _INTEGERS[kind].unpack_from(self.data, at)[0])
         elif kind == _LITERAL:
             out.append(_LITERALS[self.data[at]])
         elif kind == _DOUBLE:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from replicator import decode
 from replicator.charsets import Charsets
 from replicator.tablemap import TABLE_ID_BYTES
-from replicator.typemap import UTF8, Column, Kind
+from replicator.typemap import BINARY, UTF8, Column, Kind
 
 Bytes = NDArray[np.uint8]
 
@@ -23,6 +23,7 @@ _FIXED_BYTES = {
     Kind.TINY: 1, Kind.SHORT: 2, Kind.INT24: 3, Kind.LONG: 4, Kind.LONGLONG: 8, Kind.FLOAT: 4, Kind.DOUBLE: 8,
     Kind.YEAR: 1, Kind.DATE: 3, Kind.OLD_TIME: 3, Kind.OLD_DATETIME: 8, Kind.OLD_TIMESTAMP: 4,
 }  # fmt: skip
+_BEHIND_LENGTH = frozenset({Kind.TEXT, Kind.BYTES, Kind.JSON, Kind.GEOMETRY, Kind.VECTOR, Kind.UUID, Kind.INET})
 _TIME_BYTES = {Kind.TIME: 3, Kind.DATETIME: 5, Kind.TIMESTAMP: 4}
 TEXT_AS_IT_IS, TEXT_BY_TABLE, TEXT_BY_PYTHON = 0, 1, 2
 SLACK_BYTES = 64
@@ -142,15 +143,18 @@ class Plans:
             size = int(decode.decimal_bytes(column.precision, column.scale))
         elif kind in (Kind.ENUM, Kind.SET, Kind.BIT):
             size = column.length_bytes
-        elif kind in (Kind.TEXT, Kind.BYTES):
+        elif kind in _BEHIND_LENGTH:
             prefix = column.length_bytes
             most += column.width
-        if kind is Kind.TEXT:
+        if column.compressed:
+            text = TEXT_BY_PYTHON
+        elif kind is Kind.TEXT:
             text, table = self._text(column.charset)
         if kind in (Kind.ENUM, Kind.SET):
             table = len(self._labels) // 2
             for label in column.labels:
-                raw = label.encode()
+                # labels in the character set "binary" are bytes, which Charsets gives as characters of latin1
+                raw = label.encode("latin-1" if column.charset == BINARY else "utf-8")
                 self._labels += [self._store(raw), len(raw)]
                 most += len(raw) + 1
         record = (

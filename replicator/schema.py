@@ -21,7 +21,7 @@ from replicator.position import Flavor, Position, parse_position
 from replicator.source import Source, SourceTable
 from replicator.stream import Choice
 from replicator.tablemap import TableMap
-from replicator.typemap import OWN_COLUMNS, OWN_SCHEMAS, Column, Kind, mirror_identifier
+from replicator.typemap import OWN_COLUMNS, OWN_SCHEMAS, Column, Kind, mirror_identifier, recognize
 from warehouse.db import Connection, read_queries
 
 log = structlog.get_logger()
@@ -170,6 +170,9 @@ class Registry:
         schema = mirror_identifier(found.name.partition(".")[0])
         if schema in OWN_SCHEMAS or schema.startswith("pg_"):
             return UnsupportedColumn(f"the database's name {schema} is that of a schema that is not for mirrors")
+        if found.table_type != "BASE TABLE":
+            # MariaDB logs the old versions of a system-versioned table's rows beside the new ones, under the same key.
+            return UnsupportedColumn(f"it is no plain table, but: {found.table_type.lower()}")
         for column in found.columns:
             if column.mirror_type is None:
                 return UnsupportedColumn(f"column {column.name} has the type {column.source_type}, which is not covered")
@@ -194,11 +197,12 @@ class Registry:
             hint = "Set binlog_row_metadata = FULL, then resync the table."
             self.reject(table.number, MissingMetadata("a table map lacks the columns' names", hint=hint))
             return None
-        if not table.is_like(table_map.columns):
-            self.require_resync(table, SchemaChanged(_difference(table, table_map.columns)))
+        columns = recognize(table_map.columns, {column["name"]: column["mirror_type"] for column in table.columns})
+        if not table.is_like(columns):
+            self.require_resync(table, SchemaChanged(_difference(table, columns)))
             return None
-        names = [column.name for column in table_map.columns]
-        return Choice(table.number, tuple(names.index(column) for column in table.key))
+        names = [column.name for column in columns]
+        return Choice(table.number, tuple(names.index(column) for column in table.key), columns)
 
     def reject(self, table: int, problem: TableProblem) -> None:
         """A table cannot be replicated; the others go on."""
@@ -327,7 +331,7 @@ def _same_type(conn: Connection, first: str, second: str) -> bool:
     return bool(row[0]) and first.partition("(")[2] == second.partition("(")[2]
 
 
-_TYPE = re.compile(r"[a-z ]+(\(\d+(,\d+)?\))?")
+_TYPE = re.compile(r"[a-z ]+(\(\d+(,\d+)?\))?(\[\])?")
 
 
 def _type(text: str) -> Any:

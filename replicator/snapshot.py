@@ -15,13 +15,12 @@ from typing import Any
 
 import numpy as np
 import structlog
-from numpy.typing import NDArray
 from psycopg import sql
 
 from replicator import decode
 from replicator.apply import COPY_HEADER, COPY_TRAILER, REFUSALS, copy_statement
 from replicator.changes import ChangeBuffer
-from replicator.errors import SourceUnavailable, TableProblem, UnrepresentableKey
+from replicator.errors import SourceUnavailable, TableProblem
 from replicator.packets import TICK_S, PacketBuffer
 from replicator.plan import Plans
 from replicator.schema import (
@@ -36,7 +35,7 @@ from replicator.schema import (
 )
 from replicator.source import Source, SourceTable, error_for, wrap_errors
 from replicator.typemap import Column, Kind
-from replicator.values import rebuild_tuple
+from replicator.values import finish_rows
 from warehouse.db import Connection
 from warehouse.db import wrap_errors as wrap_warehouse_errors
 from warehouse.service import Stop
@@ -120,30 +119,12 @@ class ResultReader:
         """The tuples at hand, those that the kernel left filled in; the arrays are free again."""
         state, changes = self._changes.state, self._changes
         rows = changes.changes[: changes.rows]
-        out, hard = changes.out, np.nonzero(rows["hard_bytes"])[0]
-        size = int(rows["image_bytes"].sum())
-        if len(hard):
-            pieces: list[NDArray[np.uint8]] = [out]
-            at = len(out)
-            for i in hard:
-                built = np.frombuffer(self._rebuild(rows[i], out), np.uint8)
-                size += len(built) - int(rows["image_bytes"][i])
-                rows["image"][i], rows["image_bytes"][i] = at, len(built)
-                pieces.append(built)
-                at += len(built)
-            out = np.concatenate(pieces)
-        target = np.empty(size, np.uint8)
+        out, raw = finish_rows(self._plans, rows, changes.out, is_result=True, reject=_refuse)
+        self.raw_rows += int(raw.sum())
+        target = np.empty(int(rows["image_bytes"].sum()), np.uint8)
         decode.gather(np.arange(len(rows)), rows, out, target)
         state[decode.CHANGES] = state[decode.OUT] = 0
         return target.data
-
-    def _rebuild(self, change: np.void, out: NDArray[np.uint8]) -> bytes:
-        if change["hard_bytes"] < 0:
-            raise UnrepresentableKey("a key holds a value that Postgres cannot hold")
-        image = out[change["hard_at"] : change["hard_at"] + change["hard_bytes"]]
-        built = rebuild_tuple(self._plans, self._plan, image, int(change["seq"]), -1, is_result=True)
-        self.raw_rows += not built.endswith(b"\xff\xff\xff\xff")
-        return built
 
     def _execute(self) -> PacketBuffer:
         """Run the SELECT as a prepared statement, and read up to its first row."""
@@ -167,6 +148,11 @@ class ResultReader:
         return packets
 
 
+def _refuse(row: int, problem: TableProblem) -> None:
+    """A copy is whole or not there at all."""
+    raise problem
+
+
 def _as_selected(column: Column) -> Column:
     """The column as the SELECT yields it: labels as text."""
     return replace(column, kind=Kind.TEXT, charset="utf8mb4") if column.kind in (Kind.ENUM, Kind.SET) else column
@@ -177,7 +163,11 @@ def _select(table: SourceTable) -> str:
     for column in table.columns:
         name = "`" + column.name.replace("`", "``") + "`"
         # The labels of information_schema have no characters beyond the basic plane; the server itself knows them all.
-        parts.append(f"CONVERT({name} USING utf8mb4)" if column.kind in (Kind.ENUM, Kind.SET) else name)
+        if column.kind in (Kind.ENUM, Kind.SET):
+            name = f"CONVERT({name} USING utf8mb4)"
+        elif column.kind in (Kind.UUID, Kind.INET):
+            name = f"CAST({name} AS BINARY({column.width}))"
+        parts.append(name)
     database, _, name = table.name.partition(".")
     quoted = ".".join("`" + part.replace("`", "``") + "`" for part in (database, name))
     return f"SELECT {', '.join(parts)} FROM {quoted}"  # noqa: S608 - identifiers only, quoted

@@ -18,7 +18,7 @@ import pymysql.cursors
 from replicator.charsets import Charsets
 from replicator.errors import PositionLost, SourceRefused, SourceUnavailable
 from replicator.position import Flavor, GtidSet, Position, parse_gtids
-from replicator.typemap import BINARY, Column, Kind
+from replicator.typemap import BINARY, INET_WIDTHS, KINDS, UUID_WIDTH, Column, Kind
 from warehouse.errors import TailraceError
 from warehouse.settings import SourceSettings
 
@@ -27,14 +27,8 @@ _REFUSED = frozenset({1044, 1045, 1049, 1129, 1130, 1142, 1143, 1227, 1370, 1698
 _LOST = frozenset({1236})
 _PARSE_ERROR = 1064
 
-_KINDS = {
-    "tinyint": Kind.TINY, "smallint": Kind.SHORT, "mediumint": Kind.INT24, "int": Kind.LONG, "bigint": Kind.LONGLONG,
-    "float": Kind.FLOAT, "double": Kind.DOUBLE, "decimal": Kind.DECIMAL, "year": Kind.YEAR, "date": Kind.DATE,
-    "time": Kind.TIME, "datetime": Kind.DATETIME, "timestamp": Kind.TIMESTAMP, "enum": Kind.ENUM, "set": Kind.SET,
-    "bit": Kind.BIT, "char": Kind.TEXT, "varchar": Kind.TEXT, "tinytext": Kind.TEXT, "text": Kind.TEXT,
-    "mediumtext": Kind.TEXT, "longtext": Kind.TEXT, "binary": Kind.BYTES, "varbinary": Kind.BYTES, "tinyblob": Kind.BYTES,
-    "blob": Kind.BYTES, "mediumblob": Kind.BYTES, "longblob": Kind.BYTES,
-}  # fmt: skip
+_OLD_LAYOUT = "/* mariadb-5.3 */"
+_OLD_KINDS = {Kind.TIME: Kind.OLD_TIME, Kind.DATETIME: Kind.OLD_DATETIME, Kind.TIMESTAMP: Kind.OLD_TIMESTAMP}
 _LABEL = re.compile(r"'((?:[^']|'')*)'")
 
 
@@ -46,11 +40,13 @@ class SourceTable:
         name: database.table.
         columns: all columns, invisible ones too, in the source's order.
         key: positions of the columns of the primary key, or else of a unique key without NULLs; empty without either.
+        table_type: "BASE TABLE", or what else it is: a view, MariaDB's sequences and system-versioned tables.
     """
 
     name: str
     columns: tuple[Column, ...]
     key: tuple[int, ...]
+    table_type: str = "BASE TABLE"
 
 
 @contextmanager
@@ -224,14 +220,16 @@ class Source:
         """A table's columns and key now; None where there is no such table (or no right to see it)."""
         database, _, table = name.partition(".")
         rows = self.query(
-            "SELECT COLUMN_NAME, LOWER(DATA_TYPE), COLUMN_TYPE, CHARACTER_SET_NAME, CHARACTER_OCTET_LENGTH,"
+            "SELECT (SELECT TABLE_TYPE FROM information_schema.TABLES WHERE TABLE_SCHEMA = %s AND TABLE_NAME = %s),"
+            " COLUMN_NAME, LOWER(DATA_TYPE), COLUMN_TYPE, CHARACTER_SET_NAME, CHARACTER_OCTET_LENGTH,"
             " NUMERIC_PRECISION, NUMERIC_SCALE, DATETIME_PRECISION FROM information_schema.COLUMNS"
             " WHERE TABLE_SCHEMA = %s AND TABLE_NAME = %s ORDER BY ORDINAL_POSITION",
-            (database, table),
+            (database, table) * 2,
         )
         if not rows:
             return None
-        columns = tuple(_column(*row) for row in rows)
+        columns = tuple(_column(*row[1:]) for row in rows)
+        table_type = str(rows[0][0])
         keys: dict[str, list[tuple[str, str]]] = {}
         for index, column, nullable in self.query(
             "SELECT INDEX_NAME, COLUMN_NAME, NULLABLE FROM information_schema.STATISTICS"
@@ -243,24 +241,30 @@ class Source:
         names = [column.name for column in columns]
         for parts in keys.values():
             if all(column is not None and nullable != "YES" for column, nullable in parts):
-                return SourceTable(name, columns, tuple(names.index(column) for column, _ in parts))
-        return SourceTable(name, columns, ())
+                return SourceTable(name, columns, tuple(names.index(column) for column, _ in parts), table_type)
+        return SourceTable(name, columns, (), table_type)
 
 
 def _column(
     name: str, data_type: str, column_type: str, charset: str | None, octets: int | None,
     precision: int | None, scale: int | None, fraction: int | None,
 ) -> Column:  # fmt: skip
-    kind = _KINDS.get(data_type, Kind.UNSUPPORTED)
-    # "compressed" stands in the type of MariaDB's compressed columns, whose images need unpacking.
-    if "compressed" in column_type.lower():
-        kind = Kind.UNSUPPORTED
+    kind = KINDS.get(data_type, Kind.UNSUPPORTED)
+    # MariaDB marks the columns that still have the layout of its version 5.3.
+    if _OLD_LAYOUT in column_type and kind in _OLD_KINDS:
+        kind = _OLD_KINDS[kind] if not fraction else Kind.UNSUPPORTED
+    # Labels in the character set "binary" are bytes, and only the column's values bring them unchanged.
+    if kind in (Kind.ENUM, Kind.SET) and (charset or BINARY) == BINARY:
+        kind = Kind.BYTES
+    width = {Kind.BIT: precision, Kind.UUID: UUID_WIDTH, Kind.INET: INET_WIDTHS.get(data_type)}.get(kind)
+    if data_type == "binary":
+        width = octets
     return Column(
         name,
         kind,
         unsigned="unsigned" in column_type.lower(),
         charset=BINARY if kind is Kind.BYTES else str(charset or ""),
-        width=int((precision if kind is Kind.BIT else octets if data_type == "binary" else 0) or 0),
+        width=int(width or 0),
         precision=int(precision or 0) if kind is Kind.DECIMAL else 0,
         scale=int((scale if kind is Kind.DECIMAL else fraction) or 0),
         length_bytes=(int(precision or 0) + 7) // 8 if kind is Kind.BIT else 0,

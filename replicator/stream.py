@@ -25,6 +25,7 @@ from replicator.position import Position
 from replicator.source import Source, error_for, wrap_errors
 from replicator.statements import first_word, is_control, is_dml
 from replicator.tablemap import TABLE_ID_BYTES, TableMap, parse_table_map, table_id_of
+from replicator.typemap import Column
 from warehouse.settings import ReplicatorSettings
 
 MISSED_HEARTBEATS = 3
@@ -32,10 +33,15 @@ MISSED_HEARTBEATS = 3
 
 @dataclass(frozen=True)
 class Choice:
-    """A wanted table: a number that its changes carry, and the positions of its key's columns."""
+    """A wanted table: a number that its changes carry, and the positions of its key's columns.
+
+    Attributes:
+        columns: of the table map, those made plain that it cannot tell apart; None where it said all.
+    """
 
     table: int
     key: tuple[int, ...]
+    columns: tuple[Column, ...] | None = None
 
 
 class Chooser(Protocol):
@@ -246,13 +252,15 @@ class Stream:
         table_id = table_id_of(body)
         if self.plans.find(body, table_id) is not None:
             return
-        table_map = parse_table_map(body, self.charsets.names, self.charsets.decode_label)
+        table_map = parse_table_map(body, self.charsets.names, self.charsets.decode_label, mariadb=self._mariadb)
         choice = self.chooser.choose(table_map)
         rest = body[TABLE_ID_BYTES:]
         if choice is None:
             number = self.plans.add((), (), wanted=False, table=-1, map_body=rest)
         else:
-            number = self.plans.add(table_map.columns or (), choice.key, wanted=True, table=choice.table, map_body=rest)
+            number = self.plans.add(
+                choice.columns or table_map.columns or (), choice.key, wanted=True, table=choice.table, map_body=rest
+            )
         self.plans.bind(table_id, number)
 
     def _handle_query(self, query: events.Query) -> Iterator[Item]:

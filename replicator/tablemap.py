@@ -36,7 +36,12 @@ _KINDS = {
     246: Kind.DECIMAL,
 }
 _VARCHAR, _VAR_STRING, _STRING, _BLOB, _ENUM, _SET = 15, 253, 254, 252, 247, 248
-_NAMES = {14: "newdate", 140: "compressed blob", 141: "compressed varchar", 242: "vector", 245: "json", 255: "geometry"}
+_GEOMETRY, _JSON, _VECTOR, _COMPRESSED_BLOB, _COMPRESSED_VARCHAR = 255, 245, 242, 140, 141
+# Each value stands behind its length; the size of that is the whole metadata.
+_LONG_VALUES = {_GEOMETRY: Kind.GEOMETRY, _JSON: Kind.JSON, _VECTOR: Kind.VECTOR}
+# MySQL gives the first four a character set, MariaDB all of these.
+_WITH_CHARSET = frozenset({_VARCHAR, _VAR_STRING, _STRING, _BLOB})
+_WITH_CHARSET_MARIADB = _WITH_CHARSET | {_GEOMETRY, _COMPRESSED_BLOB, _COMPRESSED_VARCHAR}
 _NUMERIC = frozenset({1, 2, 3, 4, 5, 8, 9, 13, 246})
 _METADATA_BYTES = {4: 1, 5: 1, 15: 2, 253: 2, 254: 2, 247: 2, 248: 2, 16: 2, 246: 2, 252: 1, 17: 1, 18: 1, 19: 1}
 _METADATA_BYTES |= {242: 1, 245: 1, 255: 1, 140: 1, 141: 2, 20: 1}
@@ -90,13 +95,16 @@ class _Cursor:
         return self.at < len(self.data)
 
 
-def parse_table_map(body: bytes, charsets: Mapping[int, str], decode_label: Callable[[bytes, str], str]) -> TableMap:
+def parse_table_map(
+    body: bytes, charsets: Mapping[int, str], decode_label: Callable[[bytes, str], str], *, mariadb: bool = False
+) -> TableMap:
     """Read a TABLE_MAP event.
 
     Args:
         body: the event after its header, without the checksum.
         charsets: collation number -> name of its character set, as the server lists them.
         decode_label: turns a label's bytes in a character set into text.
+        mariadb: MariaDB lists the character sets of more types than MySQL does.
 
     Raises:
         MalformedTableMap: the lengths in the event do not fit.
@@ -119,7 +127,8 @@ def parse_table_map(body: bytes, charsets: Mapping[int, str], decode_label: Call
     # 4: COLUMN_NAME
     if 4 not in optional:
         return TableMap(table_id, database, table, None, ())
-    columns = _columns(types, details, optional, charsets, decode_label)
+    texts = _WITH_CHARSET_MARIADB if mariadb else _WITH_CHARSET
+    columns = _columns(types, details, optional, charsets, decode_label, texts)
     return TableMap(table_id, database, table, columns, _key(optional))
 
 
@@ -129,10 +138,11 @@ def _columns(
     optional: Mapping[int, bytes],
     charsets: Mapping[int, str],
     decode_label: Callable[[bytes, str], str],
+    with_charset: frozenset[int],
 ) -> tuple[Column, ...]:
     real = [_real_type(type_, detail) for type_, detail in zip(types, details, strict=True)]
     names = _Cursor(optional[4])
-    texts = [i for i, (type_, _) in enumerate(real) if type_ in (_VARCHAR, _VAR_STRING, _STRING, _BLOB)]
+    texts = [i for i, (type_, _) in enumerate(real) if type_ in with_charset]
     enums = [i for i, (type_, _) in enumerate(real) if type_ in (_ENUM, _SET)]
     numbers = [i for i, (type_, _) in enumerate(real) if type_ in _NUMERIC]
     collations = _collations(texts, optional.get(2), optional.get(3)) | _collations(enums, optional.get(10), optional.get(11))
@@ -158,12 +168,25 @@ def _real_type(type_: int, detail: bytes) -> tuple[int, int]:
 
 
 def _column(name: str, type_: int, length: int, detail: bytes, unsigned: bool, charset: str, labels: tuple[str, ...]) -> Column:
-    if type_ in (_VARCHAR, _VAR_STRING, _STRING, _BLOB):
-        prefix = length if type_ == _BLOB else (1 if length < 256 else 2)
+    if type_ in _WITH_CHARSET_MARIADB and type_ != _GEOMETRY:
+        prefix = length if type_ in (_BLOB, _COMPRESSED_BLOB) else (1 if length < 256 else 2)
+        compressed = type_ in (_COMPRESSED_BLOB, _COMPRESSED_VARCHAR)
         if charset == BINARY:
             padded = length if type_ == _STRING else 0
-            return Column(name, Kind.BYTES, charset=charset, length_bytes=prefix, width=padded, source_type="binary")
-        return Column(name, Kind.TEXT, charset=charset, length_bytes=prefix, source_type=f"text in {charset}")
+            return Column(
+                name,
+                Kind.BYTES,
+                charset=charset,
+                length_bytes=prefix,
+                width=padded,
+                source_type="binary",
+                compressed=compressed,
+            )
+        return Column(
+            name, Kind.TEXT, charset=charset, length_bytes=prefix, source_type=f"text in {charset}", compressed=compressed
+        )
+    if type_ in _LONG_VALUES:
+        return Column(name, _LONG_VALUES[type_], length_bytes=length, source_type=_LONG_VALUES[type_].name.lower())
     if type_ in (_ENUM, _SET):
         kind = Kind.ENUM if type_ == _ENUM else Kind.SET
         return Column(name, kind, charset=charset, length_bytes=length, labels=labels, source_type=kind.name.lower())
@@ -179,7 +202,7 @@ def _column(name: str, type_: int, length: int, detail: bytes, unsigned: bool, c
     if found in (Kind.TIME, Kind.DATETIME, Kind.TIMESTAMP):
         return Column(name, found, scale=detail[0], source_type=f"{text}({detail[0]})")
     if found is Kind.UNSUPPORTED:
-        return Column(name, found, length_bytes=length, source_type=_NAMES.get(type_, f"type {type_}"))
+        return Column(name, found, length_bytes=length, source_type=f"type {type_}")
     return Column(name, found, unsigned, source_type=text)
 
 

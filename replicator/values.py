@@ -1,87 +1,185 @@
-r"""Values that the kernels leave to Python: those that Postgres cannot hold, and character sets of several bytes.
+r"""Values that the kernels leave to Python: JSON, compressed columns, some character sets, and what Postgres cannot hold.
 
-What Postgres cannot hold is kept in its raw form in `_raw`, an object of column -> text: dates as MySQL prints them, other
-bytes in hexadecimal after \x. Pure.
+A row pays only for these: its other fields are taken as the kernel wrote them. What Postgres cannot hold is kept in its raw
+form in `_raw`, an object of column -> text: dates as MySQL prints them, JSON too, other bytes in hexadecimal after \x. Pure.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import struct
+import zlib
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from replicator import decode
 from replicator.charsets import Charsets
-from replicator.errors import UnrepresentableKey
+from replicator.errors import MalformedValue, TableProblem, UnrepresentableKey
+from replicator.json_binary import print_json
 from replicator.plan import Plans
 from replicator.typemap import Column, Kind
 
 NUL_SIGN = "␀"
 _JSONB_VERSION = b"\x01"
 _NULL = struct.pack("!i", -1)
+# Rows whose values are looked for at once.
+_CHUNK_ROWS = 1024
+# A backslash that is not itself escaped, and the escape for NUL behind it.
+_NUL_ESCAPE = re.compile(rb"(?<!\\)((?:\\\\)*)\\u0000")
+# MariaDB source, field.cc, Field_longstr::compress(): bit 7 zlib, bit 3 without zlib's own header, bits 0 to 2 the bytes of the
+# length, which follow, the highest first. A value that did not shrink has 0 here and follows as it is.
+_ZLIB, _BARE_DEFLATE, _LENGTH_BITS = 0x80, 0x08, 0x07
 
 
-def rebuild_tuple(plans: Plans, number: int, image: NDArray[np.uint8], seq: int, commit_us: int, *, is_result: bool) -> bytes:
-    """Build the COPY tuple of a row that the kernel could not finish.
+def finish_rows(
+    plans: Plans,
+    changes: NDArray[np.void],
+    out: NDArray[np.uint8],
+    *,
+    is_result: bool,
+    reject: Callable[[int, TableProblem], None],
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Fill in the values that the kernel left.
 
     Args:
-        plans, number: the row's plan.
-        image: (n,) uint8, the raw row image, or a binary result row.
-        seq, commit_us: for _seq and _committed_at; commit_us below 0 is NULL.
-        is_result: what image is.
+        changes: (n,) decode.CHANGE, modified in place: their images point into the array that is returned.
+        out: (m,) uint8, the tuples and the raw images of the rows that are not finished.
+        is_result: the raw images are binary result rows.
+        reject: called with the index of a change and the reason why its row cannot be written. The change is left as it was.
 
-    Raises:
-        UnrepresentableKey: the value left over is part of the key.
+    Returns:
+        The bytes that the changes point into now, and (n,) bool: which rows have a _raw.
     """
-    plan = plans.plans[number]
-    columns = plans.sources[number]
-    places = np.zeros((len(columns), 2), np.int64)
-    decode.split_image(image, plan, plans.columns, is_result, places)
-    scratch = np.zeros(4 * len(image) + int(plan["fixed_out"]), np.uint8)
-    digits = np.zeros(128, np.uint8)
-    fields = [struct.pack("!h", len(columns) + 3)]
+    raw: NDArray[np.bool_] = np.zeros(len(changes), np.bool_)
+    hard = np.nonzero(changes["hard_bytes"])[0]
+    if not len(hard):
+        return out, raw
+    # deletions have no image, and whatever offset
+    written = changes[changes["image_bytes"] > 0]
+    used = int((written["image"] + written["image_bytes"]).max(initial=0))
+    view = out.data
+    pieces: list[bytes | memoryview] = []
+    at = used
+    for i in hard[changes["hard_bytes"][hard] < 0].tolist():
+        reject(i, UnrepresentableKey("a key holds a value that Postgres cannot hold"))
+    hard = hard[changes["hard_bytes"][hard] > 0]
+    for first in range(0, len(hard), _CHUNK_ROWS):
+        for i, lefts in _find_left(plans, hard[first : first + _CHUNK_ROWS], changes, out, is_result=is_result).items():
+            try:
+                columns = plans.sources[int(changes["plan"][i])]
+                built, has_raw = _splice(columns, plans.charsets, view, changes[i], lefts, is_result=is_result)
+            except TableProblem as problem:
+                reject(i, problem)
+                continue
+            raw[i] = has_raw
+            size = sum(map(len, built))
+            changes["image"][i], changes["image_bytes"][i] = at, size
+            pieces += built
+            at += size
+    return np.concatenate([out[:used], np.frombuffer(b"".join(pieces), np.uint8)]), raw
+
+
+_Left = tuple[int, int, int, int, int]
+
+
+def _find_left(
+    plans: Plans, rows: NDArray[np.int64], changes: NDArray[np.void], out: NDArray[np.uint8], *, is_result: bool
+) -> dict[int, list[_Left]]:
+    """For each of these changes the values that the kernel left, as decode.LEFT has them."""
+    most = int(plans.plans["columns"][changes["plan"][rows]].sum())
+    left: NDArray[np.void] = np.zeros(most, decode.LEFT)
+    count = decode.find_left(rows, changes, out, plans.plans, plans.columns, is_result, left)
+    found: dict[int, list[_Left]] = {int(i): [] for i in rows}
+    for entry in left[:count].tolist():
+        found[entry[0]].append(entry)
+    return found
+
+
+def _splice(
+    columns: tuple[Column, ...], charsets: Charsets, out: memoryview, change: np.void, lefts: list[_Left], *, is_result: bool
+) -> tuple[list[bytes | memoryview], bool]:
+    """The tuple of a change in pieces, the values that the kernel left filled in, and whether it has a _raw."""
+    done, end = int(change["image"]), int(change["image"]) + int(change["image_bytes"])
+    pieces: list[bytes | memoryview] = []
     raw: dict[str, str] = {}
-    for i, column in enumerate(columns):
-        at, size = int(places[i, 0]), int(places[i, 1])
-        if size < 0:
-            fields.append(_NULL)
-            continue
-        record = int(plan["first"]) + i
-        end, left = decode.put_value(
-            plans.columns, record, image, at, size, is_result, scratch, plans.blob, plans.labels, digits
-        )
-        if not left:
-            fields.append(scratch[:end].tobytes())
-            continue
-        text, kept = mend(column, image[at : at + size].tobytes(), plans.charsets, is_result=is_result)
+    for _, index, at, size, field in lefts:
+        column = columns[index]
+        value, kept = mend(column, bytes(out[at : at + size]), charsets, is_result=is_result)
+        pieces += [out[done:field], _NULL if value is None else _field(value)]
+        done = field + len(_NULL)
         if kept is not None:
-            if plans.columns[record]["is_key"]:
-                raise UnrepresentableKey(f"key column {column.name} holds a value that Postgres cannot: {kept}")
             raw[column.name] = kept
-        fields.append(_NULL if text is None else _field(text.encode()))
-    fields.append(_field(struct.pack("!q", seq)))
-    stamp = struct.pack("!q", commit_us - decode.POSTGRES_EPOCH_S * 1_000_000)
-    fields.append(_NULL if commit_us < 0 else _field(stamp))
-    fields.append(_field(_JSONB_VERSION + json.dumps(raw, ensure_ascii=False).encode()) if raw else _NULL)
-    return b"".join(fields)
+    if not raw:
+        return [*pieces, out[done:end]], False
+    # _raw is the last field, and the kernel wrote NULL
+    text = json.dumps(raw, ensure_ascii=False).encode()
+    return [*pieces, out[done : end - len(_NULL)], _field(_JSONB_VERSION + text)], True
 
 
-def mend(column: Column, value: bytes, charsets: Charsets, *, is_result: bool) -> tuple[str | None, str | None]:
-    """What goes into the mirror for a value that the kernel left, and its raw form where that is not the same.
+def mend(column: Column, value: bytes, charsets: Charsets, *, is_result: bool) -> tuple[bytes | None, str | None]:
+    """What goes into the mirror for a value that the kernel left, as the type's receive function takes it (None: NULL), and
+    the value's raw form where that is not the same.
 
     Raises:
         UnsupportedColumn: the column's character set is not known.
+        MalformedValue: the value is not as its format says.
     """
-    if column.kind is Kind.TEXT:
+    kind = column.kind
+    if kind is Kind.JSON:
+        return _mend_json(value if is_result else print_json(value))
+    if column.compressed:
+        value = _unpack(value)
+    if kind is Kind.BYTES:
+        return value, None
+    if kind is Kind.TEXT:
         text, exact = charsets.decode(value, column.charset)
         if exact and "\0" not in text:
-            return text, None
-        return text.replace("\0", NUL_SIGN), "\\x" + value.hex()
-    if column.kind in (Kind.ENUM, Kind.SET):
+            return text.encode(), None
+        return text.replace("\0", NUL_SIGN).encode(), "\\x" + value.hex()
+    if kind in (Kind.ENUM, Kind.SET):
         return None, str(int.from_bytes(value, "little"))
-    return None, (_date_of_result if is_result else _date_of_image)(column, value)
+    if kind in _DATES:
+        return None, (_date_of_result if is_result else _date_of_image)(column, value)
+    return None, "\\x" + value.hex()
+
+
+_DATES = frozenset({Kind.DATE, Kind.DATETIME, Kind.TIMESTAMP, Kind.OLD_DATETIME, Kind.OLD_TIMESTAMP})
+
+
+def _mend_json(text: bytes) -> tuple[bytes, str | None]:
+    """A JSON text as jsonb takes it; NUL is the only character that jsonb does not."""
+    try:
+        kept = text.decode()
+    except UnicodeDecodeError:
+        return _JSONB_VERSION + text.decode("utf-8", "replace").encode(), "\\x" + text.hex()
+    if b"\\u0000" not in text:
+        return _JSONB_VERSION + text, None
+    shown = _NUL_ESCAPE.sub(lambda match: match[1] + NUL_SIGN.encode(), text)
+    return _JSONB_VERSION + shown, kept if shown != text else None
+
+
+def _unpack(value: bytes) -> bytes:
+    """A value of a COMPRESSED column as it was before."""
+    if not value:
+        return value
+    head = value[0]
+    if head == 0:
+        return value[1:]
+    size_bytes = head & _LENGTH_BITS
+    size = int.from_bytes(value[1 : 1 + size_bytes], "big")
+    unpacker = zlib.decompressobj(-zlib.MAX_WBITS if head & _BARE_DEFLATE else zlib.MAX_WBITS)
+    try:
+        if not head & _ZLIB:
+            raise zlib.error(f"method {head:#04x} is not known")
+        text = unpacker.decompress(value[1 + size_bytes :], size + 1)
+    except zlib.error as error:
+        raise MalformedValue(f"a compressed value cannot be unpacked: {error}") from None
+    if len(text) != size:
+        raise MalformedValue(f"a compressed value has not the {size} bytes that it says")
+    return text
 
 
 def _field(value: bytes) -> bytes:
