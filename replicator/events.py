@@ -13,7 +13,7 @@ from enum import IntEnum
 
 from replicator.errors import StreamBroken
 
-_FILE = re.compile(r"[^\x00-\x1f/]+\.[0-9]+")
+_FILE = re.compile(r"[^\x00-\x1f/\ufffd]+\.[0-9]+")
 HEADER_BYTES = 19
 CHECKSUM_BYTES = 4
 

@@ -45,8 +45,8 @@ class GtidSet:
                 if _TAG.fullmatch(piece):
                     origin = f"{server}:{piece}"
                     continue
-                first, _, last = piece.partition("-")
-                numbers = (int(first), int(last or first))
+                first, dash, last = piece.partition("-")
+                numbers = (int(first), int(last if dash else first))
                 if not 1 <= numbers[0] <= numbers[1]:
                     raise ValueError(f"not a range of transaction numbers: {piece!r}")
                 found.setdefault(origin, []).append(numbers)
