@@ -13,14 +13,14 @@ from psycopg.pq import Format
 from replicator import decode
 from replicator.changes import Batch, ChangeBuffer
 from replicator.charsets import Charsets
-from replicator.errors import SourceUnavailable, TableProblem
+from replicator.errors import SourceUnavailable, TableProblem, UnrepresentableKey
 from replicator.packets import PacketBuffer
 from replicator.plan import Plans
 from replicator.position import GtidSet, MariaDbGtids, Position
 from replicator.stream import Choice, Idle, Statement, Stream
 from replicator.tablemap import TableMap
 from replicator.typemap import Column
-from replicator.values import rebuild_tuple
+from replicator.values import finish_rows
 from warehouse.settings import ReplicatorSettings
 
 LATIN1 = ["", *(bytes([byte]).decode("cp1252", "ignore") or chr(byte) for byte in range(1, 256))]
@@ -100,6 +100,7 @@ class Walked:
     statements: list[str] = dataclasses.field(default_factory=list)
     position: Position | None = None
     batches: int = 0
+    parts: int = 0
 
 
 def make_stream(
@@ -117,7 +118,7 @@ def make_stream(
     stream._state = stream._changes.state
     stream._state[decode.LOG_POS] = 4
     stream._state[decode.CHECKSUM] = checksum
-    stream._renewed_seq = None
+    stream._renewed_seq, stream._renewed = None, False
     stream._packets = FedPackets(pieces)
     return stream
 
@@ -130,7 +131,9 @@ def walk(stream: Stream, into: Walked | None = None) -> Walked:
         walked.position = item.position
         if isinstance(item, Batch):
             walked.batches += 1
-            walked.transactions += [(int(tx["number"]), int(tx["commit_us"])) for tx in item.transactions]
+            walked.parts += not item.whole
+            if item.whole:
+                walked.transactions += [(int(tx["number"]), int(tx["commit_us"])) for tx in item.transactions]
             walked.changes += read_changes(item, chooser.names)
         elif isinstance(item, Statement):
             walked.statements.append(item.query.text)
@@ -139,20 +142,29 @@ def walk(stream: Stream, into: Walked | None = None) -> Walked:
     return walked
 
 
+def _raise_unless_key(_: int, problem: TableProblem) -> None:
+    """Rows that lack a key of Postgres' keep what the kernel wrote."""
+    if not isinstance(problem, UnrepresentableKey):
+        raise problem
+
+
 def read_changes(batch: Batch, names: Sequence[str]) -> list[Change]:
     """The changes of a batch, hard rows finished as the applier does it."""
+
+    def reject(index: int, problem: TableProblem) -> None:
+        raise problem
+
+    changes = batch.changes.copy()
+    out, has_raw = finish_rows(batch.plans, changes, batch.out, is_result=False, reject=reject)
     found = []
-    for change in batch.changes:
-        plan = int(change["plan"])
-        image = _cut(batch.out, change["image"], change["image_bytes"])
-        if change["hard_bytes"] > 0:
-            hard = batch.out[change["hard_at"] : change["hard_at"] + change["hard_bytes"]]
-            image = rebuild_tuple(batch.plans, plan, hard, int(change["seq"]), int(change["commit_us"]), is_result=False)
+    for n, change in enumerate(changes):
+        image = read_tuple(_cut(out, change["image"], change["image_bytes"])) if change["image_bytes"] else ()
+        assert not image or (image[-1] is not None) == has_raw[n]
         found.append(
             Change(
-                names[batch.plans.tables[plan]],
+                names[batch.plans.tables[int(change["plan"])]],
                 int(change["op"]),
-                read_tuple(image) if image else (),
+                image,
                 read_fields(_cut(batch.keys, change["key"], change["key_bytes"])),
                 read_fields(_cut(batch.keys, change["old_key"], change["old_key_bytes"])),
                 int(change["seq"]),

@@ -42,7 +42,13 @@ def test_a_byte_without_a_character_is_replaced_and_told() -> None:
 def test_a_label_in_an_unknown_character_set_stops_nobody() -> None:
     """Table maps of tables that nobody wants come along too, and their labels may be in any character set."""
     assert CHARSETS.decode_label(b"caf\xc3\xa9", "") == "café"
-    assert CHARSETS.decode_label(b"caf\xe9", "binary") == "caf\N{REPLACEMENT CHARACTER}"
+    assert CHARSETS.decode_label(b"caf\xe9", "") == "caf\N{REPLACEMENT CHARACTER}"
+
+
+def test_labels_that_are_bytes_keep_every_byte() -> None:
+    """The character set "binary" has no characters; each byte stands as the character of latin1 with its number."""
+    raw = bytes(range(256))
+    assert CHARSETS.decode_label(raw, "binary").encode("latin-1") == raw
 
 
 def test_packed_table_leaves_nul_to_python() -> None:
