@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from replicator.errors import UnsupportedColumn
 from replicator.typemap import BINARY, UTF8
 
-_CODECS = {
+CODECS = {
     "big5": "big5", "cp932": "cp932", "eucjpms": "euc_jp", "euckr": "cp949", "gb18030": "gb18030", "gb2312": "gb2312",
     "gbk": "gbk", "sjis": "shift_jis", "ucs2": "utf-16-be", "ujis": "euc_jp", "utf16": "utf-16-be", "utf16le": "utf-16-le",
     "utf32": "utf-32-be",
@@ -79,7 +79,7 @@ class Charsets:
         if charset in self.tables:
             table = self.tables[charset]
             return "".join(table[byte] or _NO_CHARACTER for byte in raw), all(table[byte] for byte in raw)
-        codec = _CODECS.get(charset)
+        codec = CODECS.get(charset)
         if codec is None:
             raise UnsupportedColumn(f"character set {charset or 'unknown'} is not covered")
         try:
@@ -98,7 +98,7 @@ class Charsets:
 
     def covers(self, charset: str) -> bool:
         """True where text in this character set can be read."""
-        return charset in _CODECS or charset in self.tables
+        return charset in CODECS or charset in self.tables
 
     def packed(self, charset: str) -> bytes:
         """The table as the kernel wants it: 256 entries of 4 bytes, the first of them the length of the UTF-8.

@@ -186,9 +186,9 @@ RULES: tuple[Rule, ...] = (
     Rule(Kind.SET, "binary", "SET CHARACTER SET binary", (), "bytea", "The labels' bytes.", "As SET."),
     Rule(
         Kind.JSON, "", "JSON (MySQL)", ("json",), "jsonb",
-        "The document that the server prints, as jsonb: numbers keep every digit, but not the difference between 1e2 and 100"
-        " nor the sign of -0.0. Dates, times and decimals as the server prints them, other SQL values as `base64:typeN:...`."
-        " JSON null is `null`, SQL NULL is NULL.",
+        "The document that the server prints, as jsonb: numbers keep every digit, but jsonb knows no difference between 1e2 and"
+        " 100, nor between 0.0 and -0.0. Dates, times and decimals as the server prints them, other SQL values as"
+        " `base64:typeN:...`. JSON null is `null`, SQL NULL is NULL.",
         "Documents with `\\u0000`, which jsonb refuses; it stands as ␀ in the mirror: the text that the server prints.",
     ),
     Rule(
