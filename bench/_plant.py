@@ -143,7 +143,7 @@ class Wanted:
 
     def choose(self, table_map: TableMap) -> Choice | None:
         """The table with the key id."""
-        return Choice(0, (0,)) if table_map.table == TABLE else None
+        return Choice(table=0, columns=table_map.columns or (), key=(0,)) if table_map.table == TABLE else None
 
     def reject(self, table: int, problem: Exception) -> None:
         """Nothing here may be rejected."""

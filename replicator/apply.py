@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -24,6 +25,7 @@ from replicator.position import Position
 from replicator.schema import QUERIES, MirrorTable, Registry, key_object
 from replicator.values import finish_rows
 from warehouse.db import Connection, wrap_errors
+from warehouse.errors import TryLater
 
 log = structlog.get_logger()
 
@@ -31,6 +33,15 @@ COPY_HEADER = b"PGCOPY\n\xff\r\n\0" + struct.pack("!ii", 0, 0)
 COPY_TRAILER = struct.pack("!h", -1)
 
 Rows = NDArray[np.int64]
+
+# Rows that come back, with another image, need no record; so the usual batch of updates builds none.
+_DELETE_RETURNING_ROWS = sql.SQL("DELETE FROM {mirror} m USING {stage} s WHERE {same} AND s._seq IS NULL")
+_DELETE_GONE_ROWS = sql.SQL(
+    "WITH gone AS (DELETE FROM {mirror} m USING {stage} s WHERE {same} AND s._seq IS NOT NULL"
+    " RETURNING {keys} AS key, s._seq, s._committed_at)"
+    " INSERT INTO warehouse.deleted_rows (source, table_name, key, seq, committed_at)"
+    " SELECT {source}, {table}, key, _seq, _committed_at FROM gone"
+)
 
 
 # What Postgres answers to rows that it cannot hold, and to a mirror that is not as it was left.
@@ -44,8 +55,24 @@ REFUSALS = (
 _ALTERED = (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn, psycopg.errors.DatatypeMismatch)
 
 
+class ReadAgain(TryLater):
+    """The transaction at hand was rolled back after parts of it had been written; read it again from its start."""
+
+
 class MirrorDiverged(TableProblem):
     """The mirror holds rows that it cannot hold if every change was applied."""
+
+
+@dataclass
+class _Work:
+    """A batch on its way: its changes with the hard rows filled in, which table each belongs to, which have a _raw."""
+
+    batch: Batch
+    changes: NDArray[np.void]
+    out: NDArray[np.uint8]
+    raw: NDArray[np.bool_]
+    tables: NDArray[np.int64]
+    current: MirrorTable | None = None
 
 
 class Applier:
@@ -59,43 +86,106 @@ class Applier:
 
     def __init__(self, conn: Connection, registry: Registry, identity: str) -> None:
         self.conn, self.registry, self.identity = conn, registry, identity
-        self._staged: set[str] = set()
+        self._staged: dict[int, str] = {}
+        self._counts: list[dict[str, object]] = []
+        self._parts = 0
+        self._notified = -1
+        # The planner knows nothing of a stage's rows, and would rather read a whole mirror than look up each key.
+        with wrap_errors():
+            for method in ("hashjoin", "mergejoin", "seqscan"):
+                conn.execute(sql.SQL("SET {} = off").format(sql.Identifier(f"enable_{method}")))
+
+    @property
+    def is_open(self) -> bool:
+        """True while parts of a transaction are written that has not come to its end."""
+        return self._parts > 0
+
+    def abandon(self) -> None:
+        """Take back the parts of a transaction that has not come to its end."""
+        if self.is_open:
+            self._roll_back()
 
     def apply(self, batch: Batch) -> None:
-        """Commit a batch.
+        """Commit a batch; a part of a transaction is written, and committed with the part that ends it.
 
         A table whose rows cannot be written goes into a state that says so, and the batch is committed without it.
 
         Raises:
             TryLater: the warehouse is down, busy or full; nothing of the batch is committed.
+            ReadAgain: as above, but earlier parts of the transaction are gone and must be read again.
         """
-        out, changes, raw = self._finish_hard_rows(batch)
-        tables = np.array(batch.plans.tables, np.int64)[changes["plan"]]
-        while True:
-            current: MirrorTable | None = None
-            try:
-                with wrap_errors(position=batch.position), self.conn.transaction():
-                    self.registry.write(self.conn, batch.position)
-                    for number in np.unique(tables):
-                        current = self.registry.by_number[int(number)]
-                        rows: Rows = np.nonzero(tables == number)[0]
-                        if current.state in ("Snapshotting", "Synced") and not current.resync:
-                            self._apply_table(current, rows, changes, out, batch, raw)
-                    current = None
-                    self._write_checkpoint(batch.position, batch.seq, batch.commit_us)
-                    whole = self.registry.settle(self.conn, batch.position)
-                    if len(changes):
-                        self.conn.execute(QUERIES["notify"], {"source": self.registry.name, "seq": batch.seq})
-                self._settled(whole)
-                return
-            except (*REFUSALS, *_ALTERED) as error:
-                if current is None:
-                    raise
-                self.registry.require_resync(current, MirrorDiverged(f"a change does not fit the mirror: {_first_line(error)}"))
-            except TableProblem as problem:
-                if current is None:
-                    raise
-                self.registry.reject(current.number, problem)
+        with self.registry.lock:
+            out, changes, raw = self._finish_hard_rows(batch)
+            tables = np.array(batch.plans.tables, np.int64)[changes["plan"]]
+            work = _Work(batch, changes, out, raw, tables)
+            done = False
+            while not done:
+                done = self._try(work)
+
+    def _try(self, work: _Work) -> bool:
+        """Write a batch; False where a table had to be left out and all is to be done again."""
+        is_part = self.is_open or not work.batch.whole
+        try:
+            with wrap_errors(position=work.batch.position):
+                if not self.is_open:
+                    self.conn.execute("BEGIN")
+                    self.registry.write(self.conn, work.batch.position)
+                self._parts += 1
+                self._write(work)
+                if work.batch.whole:
+                    whole = self._finish(work.batch)
+                    self.conn.execute("COMMIT")
+                    self._parts = 0
+                    self._settled(whole)
+            return True
+        except (psycopg.errors.IntegrityError, psycopg.errors.DataError) as error:
+            problem: TableProblem = MirrorDiverged(f"a change does not fit the mirror: {_first_line(error)}")
+        except TableProblem as error:
+            problem = error
+        except BaseException:
+            self._roll_back()
+            raise
+        self._roll_back()
+        if work.current is None:
+            raise problem
+        if isinstance(problem, MirrorDiverged):
+            self.registry.require_resync(work.current, problem)
+        else:
+            self.registry.reject(work.current.number, problem)
+        if is_part:
+            raise ReadAgain(
+                f"table {work.current.name} is left out of a transaction that is partly read", position=work.batch.position
+            )
+        return False
+
+    def _write(self, work: _Work) -> None:
+        self._counts.clear()
+        for number in np.unique(work.tables):
+            work.current = self.registry.by_number[int(number)]
+            rows: Rows = np.nonzero(work.tables == number)[0]
+            if work.current.state in ("Snapshotting", "Synced") and not work.current.resync:
+                self._apply_table(work.current, rows, work)
+        work.current = None
+        with self.conn.pipeline():
+            for count in self._counts:
+                self.conn.execute(QUERIES["count_changes"], count)
+
+    def _finish(self, batch: Batch) -> list[MirrorTable]:
+        """Write what goes with the rows."""
+        with self.conn.pipeline():
+            self._write_checkpoint(batch.position, batch.seq, batch.commit_us)
+            if batch.seq > self._notified:
+                self.conn.execute(QUERIES["notify"], {"source": self.registry.name, "seq": batch.seq})
+        self._notified = batch.seq
+        return self.registry.settle(self.conn, batch.position)
+
+    def _roll_back(self) -> None:
+        self._parts = 0
+        # A rollback also takes away the stages that were made inside.
+        self._staged.clear()
+        if not self.conn.closed:
+            with wrap_errors():
+                self.conn.rollback()
 
     def _settled(self, whole: Sequence[MirrorTable]) -> None:
         for table in whole:
@@ -105,7 +195,7 @@ class Applier:
 
     def save_position(self, position: Position, seq: int, commit_us: int | None) -> None:
         """Commit a position that no rows belong to, and the states that changed."""
-        with wrap_errors(position=position), self.conn.transaction():
+        with self.registry.lock, wrap_errors(position=position), self.conn.transaction():
             self.registry.write(self.conn, position)
             self._write_checkpoint(position, seq, commit_us)
             whole = self.registry.settle(self.conn, position)
@@ -114,7 +204,7 @@ class Applier:
     def empty(self, table: MirrorTable, position: Position, seq: int, commit_us: int) -> int:
         """Commit a TRUNCATE: the keys are recorded as deleted, each with a _seq of its own; the last one given out."""
         keys = key_object(table, sql.SQL("m."))
-        with wrap_errors(table=table.name), self.conn.transaction():
+        with self.registry.lock, wrap_errors(table=table.name), self.conn.transaction():
             self.registry.write(self.conn, position)
             row: Any = self.conn.execute(
                 sql.SQL(
@@ -128,43 +218,32 @@ class Applier:
                 )
             ).fetchone()  # fmt: skip
             seq += int(row[0])
-            self._count(table, -int(row[0]), 0, 0, int(row[0]), 0, seq, commit_us, position)
+            counts = self._count(table, -int(row[0]), 0, 0, int(row[0]), 0, seq, commit_us, position)
+            self.conn.execute(QUERIES["count_changes"], counts)
             self._write_checkpoint(position, seq, commit_us)
             self.conn.execute(QUERIES["notify"], {"source": self.registry.name, "seq": seq})
         self.registry.written()
         return seq
 
     # ------------------------------------------------------------------------------------------------ one table
-    def _apply_table(
-        self,
-        table: MirrorTable,
-        rows: Rows,
-        changes: NDArray[np.void],
-        out: NDArray[np.uint8],
-        batch: Batch,
-        raw: NDArray[np.bool_],
-    ) -> None:
+    def _apply_table(self, table: MirrorTable, rows: Rows, work: _Work) -> None:
+        changes, keys = work.changes, work.batch.keys
         operations = np.bincount(changes["op"][rows], minlength=4)
         if not table.overlaps and operations[decode.INSERT] == len(rows):
             removed, images = 0, rows
         else:
-            entries = self._fold(rows, changes, batch.keys)
+            entries = self._fold(rows, changes, keys)
             touched = np.nonzero((entries["fresh"] == 0) | table.overlaps)[0]
-            removed = self._delete_keys(table, touched, entries, batch.keys) if len(touched) else 0
+            removed = self._delete_keys(table, touched, entries, keys) if len(touched) else 0
             images = np.sort(entries["last"][entries["last"] >= 0])
         if len(images):
-            self._copy(table, images, changes, out)
-        self._count(
-            table,
-            len(images) - removed,
-            int(operations[decode.INSERT]),
-            int(operations[decode.UPDATE]),
-            int(operations[decode.DELETE]),
-            int(raw[rows].sum()),
-            int(changes["seq"][rows[-1]]),
-            int(changes["commit_us"][rows[-1]]),
-            batch.position,
-        )
+            self._copy(table, images, changes, work.out)
+        inserted, updated, deleted = (int(operations[op]) for op in (decode.INSERT, decode.UPDATE, decode.DELETE))
+        last = changes[rows[-1]]
+        self._counts.append(
+            self._count(table, len(images) - removed, inserted, updated, deleted, int(work.raw[rows].sum()), int(last["seq"]),
+                        int(last["commit_us"]), work.batch.position)
+        )  # fmt: skip
 
     def _fold(self, rows: Rows, changes: NDArray[np.void], keys: NDArray[np.uint8]) -> NDArray[np.void]:
         entries: NDArray[np.void] = np.zeros(2 * len(rows), decode.ENTRY)
@@ -181,26 +260,25 @@ class Applier:
             with cursor.copy(sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(stage, names)) as copy:
                 copy.write(COPY_HEADER + target[:size].tobytes() + COPY_TRAILER)
             same = sql.SQL(" AND ").join([sql.SQL("m.{0} = s.{0}").format(name) for name in table.key_identifiers])
-            row: Any = cursor.execute(
-                sql.SQL(
-                    "WITH gone AS (DELETE FROM {mirror} m USING {stage} s WHERE {same}"
-                    " RETURNING {keys} AS key, s._seq, s._committed_at), recorded AS ("
-                    "INSERT INTO warehouse.deleted_rows (source, table_name, key, seq, committed_at)"
-                    " SELECT {source}, {table}, key, _seq, _committed_at FROM gone WHERE _seq IS NOT NULL)"
-                    " SELECT count(*) FROM gone"
-                ).format(
-                    mirror=table.identifier, stage=stage, same=same, keys=key_object(table, sql.SQL("m.")),
-                    source=sql.Literal(self.registry.name), table=sql.Literal(table.name),
-                )
-            ).fetchone()  # fmt: skip
-        return int(row[0])
+            # Literals, because a percent sign in a name would pass for a parameter.
+            parts = {
+                "mirror": table.identifier, "stage": stage, "same": same, "keys": key_object(table, sql.SQL("m.")),
+                "source": sql.Literal(self.registry.name), "table": sql.Literal(table.name),
+            }  # fmt: skip
+            removed = 0
+            gone = int((entries["last"][touched] < 0).sum())
+            if gone < len(touched):
+                removed += cursor.execute(_DELETE_RETURNING_ROWS.format(**parts)).rowcount
+            if gone:
+                removed += cursor.execute(_DELETE_GONE_ROWS.format(**parts)).rowcount
+        return removed
 
     def _stage(self, table: MirrorTable) -> sql.Identifier:
-        """A temporary table of the key's columns, empty at the start of each transaction."""
+        """An empty temporary table of the key's columns."""
         stage = sql.Identifier("pg_temp", f"stage_{table.number}")
         types = {column["mirror_name"]: column["mirror_type"] for column in table.columns}
-        signature = f"{table.number} {table.key} {types}"
-        if signature not in self._staged:
+        signature = f"{table.key_names} {[types[name] for name in table.key_names]}"
+        if self._staged.get(table.number) != signature:
             parts = [sql.SQL("m.{}").format(name) for name in table.key_identifiers]
             self.conn.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(stage))
             self.conn.execute(
@@ -208,6 +286,9 @@ class Applier:
                     "CREATE TEMP TABLE {} ON COMMIT DELETE ROWS AS SELECT {}, m._seq, m._committed_at FROM {} m WITH NO DATA"
                 ).format(sql.Identifier(f"stage_{table.number}"), sql.SQL(", ").join(parts), table.identifier)
             )
+            self._staged[table.number] = signature
+        elif self._parts > 1:
+            self.conn.execute(sql.SQL("TRUNCATE {}").format(stage))
         return stage
 
     def _copy(self, table: MirrorTable, images: Rows, changes: NDArray[np.void], out: NDArray[np.uint8]) -> None:
@@ -222,15 +303,13 @@ class Applier:
     def _count(
         self, table: MirrorTable, rows: int, inserted: int, updated: int, deleted: int, raw_rows: int, seq: int,
         commit_us: int, position: Position,
-    ) -> None:  # fmt: skip
-        self.conn.execute(
-            QUERIES["count_changes"],
-            {
-                "source": self.registry.name, "table": table.name, "rows": rows, "inserted": inserted, "updated": updated,
-                "deleted": deleted, "raw_rows": raw_rows, "seq": seq, "committed_at": _instant(commit_us),
-                "position": str(position),
-            },
-        )  # fmt: skip
+    ) -> dict[str, object]:  # fmt: skip
+        """The parameters of the query count_changes."""
+        return {
+            "source": self.registry.name, "table": table.name, "rows": rows, "inserted": inserted, "updated": updated,
+            "deleted": deleted, "raw_rows": raw_rows, "seq": seq, "committed_at": _instant(commit_us),
+            "position": str(position),
+        }  # fmt: skip
 
     def _write_checkpoint(self, position: Position, seq: int, commit_us: int | None) -> None:
         self.conn.execute(

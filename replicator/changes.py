@@ -6,7 +6,8 @@ Owns growing them, handing out whole transactions and keeping what follows these
 from __future__ import annotations
 
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,18 +19,19 @@ from replicator.position import Position
 _FIRST_BYTES = 1 << 20
 _FIRST_CHANGES = 4096
 _TRANSACTIONS = 4096
-_LARGEST_KEPT_BYTES = 64 << 20
+_LARGEST_KEPT = 64 << 20
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Whole transactions, decoded. The arrays are valid until the stream is asked for the next item.
+    """Whole transactions, decoded, or a part of one that is too large to be held.
 
     Attributes:
-        changes: (n,) decode.CHANGE. transactions: (t,) decode.TRANSACTION.
+        changes: (n,) decode.CHANGE. transactions: (t,) decode.TRANSACTION, of a part the unfinished one.
         out, keys: uint8, what the changes' offsets point into.
         plans: what the changes' plan numbers mean.
-        position: the end of the last transaction. seq: the last _seq given out.
+        position: the end of the last whole transaction so far. seq: the last _seq given out.
+        whole: False for a part: more of the same transaction follows, and nothing of it may be seen before its end.
     """
 
     changes: NDArray[np.void]
@@ -39,6 +41,14 @@ class Batch:
     plans: Plans
     position: Position
     seq: int
+    whole: bool = True
+
+    def after(self, seq: int) -> Batch:
+        """The same batch numbered on from seq, in place; the stream only guesses what was given out before."""
+        shift = seq + len(self.changes) - self.seq
+        if shift:
+            decode.renumber(self.changes, self.out, shift)
+        return replace(self, seq=self.seq + shift)
 
     @property
     def commit_us(self) -> int:
@@ -58,13 +68,18 @@ class ChangeBuffer:
         self.state = np.zeros(decode.STATE_CELLS, np.int64)
         self.state[decode.SEQ] = seq
         self.digits = np.zeros(128, np.uint8)
-        self.transactions: NDArray[np.void] = np.zeros(_TRANSACTIONS, decode.TRANSACTION)
+        self.is_parted = False
+        self.out: NDArray[np.uint8] = np.empty(0, np.uint8)
+        self.keys: NDArray[np.uint8] = np.empty(0, np.uint8)
+        self.changes: NDArray[np.void] = np.empty(0, decode.CHANGE)
         self._allocate()
 
-    def _allocate(self) -> None:
-        self.out: NDArray[np.uint8] = np.empty(_FIRST_BYTES, np.uint8)
-        self.keys: NDArray[np.uint8] = np.empty(_FIRST_BYTES, np.uint8)
-        self.changes: NDArray[np.void] = np.zeros(_FIRST_CHANGES, decode.CHANGE)
+    def _allocate(self, out_bytes: int = 0, keys_bytes: int = 0, rows: int = 0) -> None:
+        """New arrays, as large as those before: only what is written takes memory."""
+        self.out = np.empty(_size(self.out, out_bytes, _FIRST_BYTES), np.uint8)
+        self.keys = np.empty(_size(self.keys, keys_bytes, _FIRST_BYTES), np.uint8)
+        self.changes = np.empty(_size(self.changes, rows, _FIRST_CHANGES), decode.CHANGE)
+        self.transactions: NDArray[np.void] = np.zeros(_TRANSACTIONS, decode.TRANSACTION)
 
     @property
     def whole(self) -> int:
@@ -78,41 +93,59 @@ class ChangeBuffer:
 
     def is_empty_transaction(self) -> bool:
         """True where the transaction at hand has no changes yet."""
-        return self.rows == (int(self.transactions[self.whole - 1]["changes_end"]) if self.whole else 0)
+        return not self.is_parted and self.rows == (int(self.transactions[self.whole - 1]["changes_end"]) if self.whole else 0)
 
     def batch(self, plans: Plans, position: Position) -> Batch:
-        """All whole transactions; position is the end of the last of them."""
+        """All whole transactions, with their arrays; position is the end of the last of them."""
         transactions = self.transactions[: self.whole]
         taken = int(transactions[-1]["changes_end"])
-        seq = int(self.state[decode.SEQ]) - (self.rows - taken)
-        return Batch(self.changes[:taken], transactions, self.out, self.keys, plans, position, seq)
+        batch = Batch(self.changes[:taken], transactions, self.out, self.keys, plans, position, self._seq_before(taken))
+        self._part_from(taken, int(transactions[-1]["out_end"]), int(transactions[-1]["keys_end"]))
+        return batch
 
-    def free(self) -> None:
-        """Forget the whole transactions; the changes of the unfinished one move to the front of every array."""
+    def part(self, plans: Plans, position: Position) -> Batch:
+        """All changes of the unfinished transaction, with their arrays, where no whole one waits."""
+        assert not self.whole
+        transactions = self.transactions[:1].copy()
+        batch = Batch(
+            self.changes[: self.rows],
+            transactions,
+            self.out,
+            self.keys,
+            plans,
+            position,
+            self._seq_before(self.rows),
+            whole=False,
+        )
+        self._part_from(self.rows, int(self.state[decode.OUT]), int(self.state[decode.KEYS]))
+        self.is_parted = True
+        return batch
+
+    def drop_whole(self) -> None:
+        """Forget the whole transactions, which have no changes."""
+        last = self.transactions[self.whole - 1]
+        self._part_from(int(last["changes_end"]), int(last["out_end"]), int(last["keys_end"]))
+
+    def _seq_before(self, taken: int) -> int:
+        return int(self.state[decode.SEQ]) - (self.rows - taken)
+
+    def _part_from(self, taken: int, out_at: int, keys_at: int) -> None:
+        """Leave the arrays to the batch; the changes of the unfinished transaction begin new ones."""
         state, whole = self.state, self.whole
-        last = self.transactions[whole - 1].copy()
-        taken, out_at, keys_at = int(last["changes_end"]), int(last["out_end"]), int(last["keys_end"])
         left = self.rows - taken
         out_left, keys_left = int(state[decode.OUT]) - out_at, int(state[decode.KEYS]) - keys_at
-        self.transactions[0] = self.transactions[whole]
-        rest = self.changes[taken : taken + left]
+        changes, out, keys, transactions = self.changes, self.out, self.keys, self.transactions
+        self._allocate(2 * out_left, 2 * keys_left, 2 * left)
+        self.transactions[0] = transactions[whole]
+        rest = changes[taken : taken + left].copy()
         for field, shift in (("image", out_at), ("hard_at", out_at), ("key", keys_at), ("old_key", keys_at)):
             rest[field] -= shift
         self.changes[:left] = rest
-        self.out[:out_left] = self.out[out_at : out_at + out_left]
-        self.keys[:keys_left] = self.keys[keys_at : keys_at + keys_left]
+        self.out[:out_left] = out[out_at : out_at + out_left]
+        self.keys[:keys_left] = keys[keys_at : keys_at + keys_left]
         state[decode.CHANGES], state[decode.TRANSACTIONS] = left, 0
         state[decode.OUT], state[decode.KEYS] = out_left, keys_left
-        if left == 0 and len(self.out) > _LARGEST_KEPT_BYTES:
-            self._allocate()
-
-    def renumber(self, seq: int) -> None:
-        """Go on after seq; the changes of the unfinished transaction get new numbers."""
-        assert not self.whole
-        shift = seq - (int(self.state[decode.SEQ]) - self.rows)
-        if shift:
-            decode.renumber(self.changes[: self.rows], self.out, shift)
-            self.state[decode.SEQ] += shift
+        self.is_parted = False
 
     def grow(self) -> None:
         """Double the arrays, for a transaction that does not fit."""
@@ -149,6 +182,10 @@ def _origin(transaction: np.void, mariadb: bool) -> str:
     if mariadb:
         return f"{transaction['domain']}-{transaction['server']}"
     return str(uuid.UUID(bytes=transaction["origin"].tobytes()))
+
+
+def _size(array: NDArray[Any], wanted: int, least: int) -> int:
+    return max(least, wanted, min(len(array), _LARGEST_KEPT))
 
 
 def _grown(array: NDArray[np.uint8], more: int) -> NDArray[np.uint8]:

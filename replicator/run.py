@@ -6,6 +6,7 @@ Owns the order of things. Rows are decoded in stream.py, written in apply.py, co
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from replicator.changes import Batch
 from replicator.check import find_problems, refuse_if_fatal
 from replicator.errors import SchemaChanged
 from replicator.position import Position, parse_gtids
+from replicator.prefetch import Prefetch
 from replicator.schema import LIVE, QUERIES, MirrorTable, Registry
 from replicator.snapshot import Interrupted, copy_table
 from replicator.source import Source
@@ -165,28 +167,31 @@ class Replication:
     def _follow(self, work: _Work, target: Position | None) -> Outcome:
         """Apply what the stream brings; "again" where it must be opened anew after a pause."""
         stream = Stream(work.source, self.settings.replicator, work.position, work.seq, work.registry)
+        ahead = Prefetch(stream)
+        work.follow(stream, ahead)
         log.info("streaming", source=self.name, position=str(work.position))
         try:
             saved_at = asked_at = time.monotonic()
-            for item in stream.items():
+            for item in ahead.items():
                 now = time.monotonic()
-                work.take(item, stream, save=now - saved_at > self.settings.replicator.checkpoint_idle_s or target is not None)
+                work.take(item, save=now - saved_at > self.settings.replicator.checkpoint_idle_s or target is not None)
                 if work.saved:
                     saved_at = now
                 if self.stop.requested:
                     break
                 if target is not None and work.position.covers(target):
                     break
-                if now - asked_at > REQUESTS_S:
+                if now - asked_at > REQUESTS_S and not work.applier.is_open:
                     asked_at = now
-                    if self._heed_requests(work, stream) == "again":
+                    if self._heed_requests(work) == "again":
                         return "again"
+            work.applier.abandon()
             work.save()
             return "done"
         finally:
-            stream.close()
+            ahead.close()
 
-    def _heed_requests(self, work: _Work, stream: Stream) -> Outcome:
+    def _heed_requests(self, work: _Work) -> Outcome:
         """Look for what was asked in SQL: a pause, a copy."""
         with wrap_errors():
             row = work.conn.execute(QUERIES["read_requests"], {"source": self.name}).fetchone()
@@ -197,7 +202,7 @@ class Replication:
             table = work.registry.tables.get(name)
             if table is not None:
                 table.resync = True
-        work.copy_requested(stream)
+        work.copy_requested()
         return self._pause(work) if pause else "done"
 
     def _pause(self, work: _Work) -> Outcome:
@@ -228,28 +233,37 @@ class _Work:
         self._commit_us: int | None = None
         self._heard_noted_at = self._reported_at = 0.0
         self._rows = self._transactions = 0
+        self._stream: Stream | None = None
+        self._ahead: Prefetch | None = None
 
-    def take(self, item: Item, stream: Stream, *, save: bool) -> None:
+    def follow(self, stream: Stream, ahead: Prefetch) -> None:
+        """From here on items come from this stream."""
+        self._stream, self._ahead = stream, ahead
+
+    def take(self, item: Item, *, save: bool) -> None:
         """Apply a batch or a statement; after a tick or a batch without changes, save the position where it is time."""
         if isinstance(item, Batch):
-            self.position, self.seq = item.position, item.seq
-            if len(item.changes):
-                self._apply(item)
+            if len(item.changes) or self.applier.is_open:
+                self._apply(item.after(self.seq))
             else:
-                self._commit_us, self.saved = item.commit_us, False
+                self.position, self._commit_us, self.saved = item.position, item.commit_us, False
         elif isinstance(item, Statement):
-            self._take_statement(item, stream)
-        else:
-            self._note_heard(stream)
+            self._take_statement(item)
+        elif not self.applier.is_open:
+            self._note_heard()
+        if self.applier.is_open:
+            return
         dirty = any(table.dirty or self._is_whole(table) for table in self.registry.by_number)
         if (save and not self.saved) or dirty:
             self.save()
-        self.copy_requested(stream)
+        self.copy_requested()
 
     def _apply(self, batch: Batch) -> None:
         started = time.monotonic()
         self.applier.apply(batch)
-        self.saved, self._commit_us = True, None
+        self.position, self.seq = batch.position, batch.seq
+        if batch.whole:
+            self.saved, self._commit_us = True, None
         self.progress.note()
         log.debug(
             "applied",
@@ -268,15 +282,15 @@ class _Work:
     def _is_whole(self, table: MirrorTable) -> bool:
         return table.consistent_from is not None and self.position.covers(table.consistent_from)
 
-    def _note_heard(self, stream: Stream) -> None:
+    def _note_heard(self) -> None:
         """Tell the warehouse that the source is alive and nothing is missing, once a second while it is idle."""
         now = time.monotonic()
-        if now - self._heard_noted_at < 1:
+        if self._stream is None or now - self._heard_noted_at < 1:
             return
         self._heard_noted_at = now
         self.progress.note()
         with wrap_errors():
-            self.conn.execute(QUERIES["note_heard"], {"source": self.registry.name, "silent_s": now - stream.heard_at})
+            self.conn.execute(QUERIES["note_heard"], {"source": self.registry.name, "silent_s": now - self._stream.heard_at})
 
     def save(self) -> None:
         """Commit the position, if it or a table's state is not yet committed."""
@@ -287,25 +301,32 @@ class _Work:
         self.saved = True
         self.progress.note()
 
-    def copy_requested(self, stream: Stream | None = None) -> None:
-        """Copy the tables for which that was asked, one after another; the stream waits meanwhile."""
-        wanted = [table for table in self.registry.by_number if table.resync]
-        for table in wanted:
-            self.seq = copy_table(self.conn, self.source, self.registry, table, self.seq, self.stop)
-            self.progress.note()
-        if wanted and stream is not None:
-            stream.renew_choices(self.seq)
-        if wanted:
-            self.save()
+    def copy_requested(self) -> None:
+        """Copy the tables for which that was asked, one after another; the stream waits meanwhile.
 
-    def _take_statement(self, statement: Statement, stream: Stream) -> None:
+        What the stream decoded before was committed before the copy began, so a copied table may miss it; what it decodes
+        after is decoded for the tables as they are then.
+        """
+        wanted = [table for table in self.registry.by_number if table.resync]
+        if not wanted:
+            return
+        with nullcontext() if self._ahead is None else self._ahead.hold():
+            for table in wanted:
+                self.seq = copy_table(self.conn, self.source, self.registry, table, self.seq, self.stop)
+                self.progress.note()
+            if self._stream is not None:
+                self._stream.renew_choices()
+        self.save()
+
+    def _take_statement(self, statement: Statement) -> None:
         intents = parse_intents(statement.query.text, statement.query.database)
         self.position, self._commit_us, self.saved = statement.position, statement.commit_us, False
         for intent in intents:
             self._carry_out(intent, statement)
         if intents:
             log.info("statement", intents=[f"{i.action} {i.table}" for i in intents], position=str(statement.position))
-            stream.renew_choices(self.seq)
+            assert self._stream is not None, "statements come from a stream"
+            self._stream.renew_choices()
 
     def _carry_out(self, intent: Intent, statement: Statement) -> None:
         registry = self.registry

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -110,6 +111,8 @@ class Registry:
         self.flavor: Flavor = source.flavor
         self.charsets: Charsets = source.charsets()
         self._patterns = [compile_pattern(pattern) for pattern in patterns]
+        # The stream's thread asks while the applier's writes.
+        self.lock = threading.RLock()
         self.tables: dict[str, MirrorTable] = {}
         self.by_number: list[MirrorTable] = []
 
@@ -187,6 +190,10 @@ class Registry:
     # ------------------------------------------------------------------------------------------------ the stream's side
     def choose(self, table_map: TableMap) -> Choice | None:
         """What to do with the rows behind a table map; see stream.Chooser."""
+        with self.lock:
+            return self._choose(table_map)
+
+    def _choose(self, table_map: TableMap) -> Choice | None:
         name = f"{table_map.database}.{table_map.table}"
         if not self.matches(name):
             return None
@@ -206,7 +213,8 @@ class Registry:
 
     def reject(self, table: int, problem: TableProblem) -> None:
         """A table cannot be replicated; the others go on."""
-        self.set_state(self.by_number[table], "Failed", str(problem).replace("\n", " "))
+        with self.lock:
+            self.set_state(self.by_number[table], "Failed", str(problem).replace("\n", " "))
 
     def require_resync(self, table: MirrorTable, problem: TableProblem) -> None:
         """A table must be copied afresh; its mirror stays as it is until then."""

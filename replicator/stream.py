@@ -29,6 +29,8 @@ from replicator.typemap import Column
 from warehouse.settings import ReplicatorSettings
 
 MISSED_HEARTBEATS = 3
+# A transaction of so many full batches is handed on in parts.
+PART_BATCHES = 2
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ class Stream:
         self._state = self._changes.state
         self._state[decode.LOG_POS] = position.pos
         self._state[decode.CHECKSUM] = source.query("SELECT @@global.binlog_checksum")[0][0] != "NONE"
-        self._renewed_seq: int | None = None
+        self._renewed = False
         self._reader = self._connect()
         self._packets = PacketBuffer(self._reader._stream_connection._sock, self._silence_s())
 
@@ -102,6 +104,9 @@ class Stream:
         """Let the library log in, register and send the dump command; then only the socket is used."""
         arguments = self.source.connection_arguments()
         arguments["read_timeout"] = self._silence_s()
+        # While the warehouse is slow the socket is not read, and the source must not give up on it: its binlog is the
+        # spool. The longest that the server allows.
+        arguments["init_command"] = "SET SESSION net_write_timeout = 31536000"
         start: dict[str, Any] = {"log_file": self.position.file, "log_pos": self.position.pos, "resume_stream": True}
         if self.position.gtids is not None and str(self.position.gtids):
             start = {"auto_position": str(self.position.gtids), "is_mariadb": self._mariadb}
@@ -124,9 +129,9 @@ class Stream:
         # PyMySQL's own close() would send a QUIT and wait for it behind megabytes of events.
         self._reader._stream_connection._force_close()
 
-    def renew_choices(self, seq: int) -> None:
-        """Ask about every table again, and go on numbering after seq; from the next item on."""
-        self._renewed_seq = seq
+    def renew_choices(self) -> None:
+        """Ask about every table again, from the next item on."""
+        self._renewed = True
 
     @property
     def heard_at(self) -> float:
@@ -146,15 +151,16 @@ class Stream:
         """
         linger_until = 0.0
         while True:
-            if self._renewed_seq is not None:
+            if self._renewed:
+                self._renewed = False
                 self.plans.drop_bindings()
-                self._changes.renumber(self._renewed_seq)
-                self._renewed_seq = None
             code = self._consume()
             if code == decode.EVENT:
                 yield from self._handle_event()
             elif code == decode.SPLIT:
                 self._state[decode.JOINED] = self._packets.join_packets()
+            elif not self._changes.whole and self._is_huge():
+                yield self._changes.part(self.plans, self.position)
             elif code == decode.FULL and not self._changes.whole:
                 self._changes.grow()
             elif code == decode.FULL or (code == decode.NEED_DATA and self._is_due(linger_until)):
@@ -176,6 +182,14 @@ class Stream:
             return True
         return not self._packets.can_read(max(0.0, linger_until - time.monotonic()))
 
+    def _is_huge(self) -> bool:
+        """True where the unfinished transaction is too large to be held until its end."""
+        state, settings = self._state, self.settings
+        return bool(
+            state[decode.CHANGES] >= PART_BATCHES * settings.batch_rows
+            or state[decode.OUT] >= PART_BATCHES * settings.batch_bytes
+        )
+
     def _consume(self) -> int:
         packets, changes, plans = self._packets, self._changes, self.plans
         self._state[decode.AT] = packets.at
@@ -187,19 +201,15 @@ class Stream:
         return int(code)
 
     def _batch(self) -> Iterator[Batch]:
-        """Yield all whole transactions, and free them once the caller comes back."""
+        """Yield all whole transactions."""
         self._advance()
         yield self._changes.batch(self.plans, self.position)
-        self._free()
 
     def _advance(self) -> None:
         transactions = self._changes.transactions[: self._changes.whole]
         last = transactions[-1]
         runs = gtid_runs(transactions, mariadb=self._mariadb)
         self.position = self.position.moved(self._files[int(last["file"])], int(last["end_pos"]), runs)
-
-    def _free(self) -> None:
-        self._changes.free()
         # Transactions name their file by its index, and only the newest is still needed.
         self._files = [self._files[int(self._state[decode.FILE])]]
         self._state[decode.FILE] = 0
@@ -290,7 +300,7 @@ class Stream:
         else:
             decode.commit(state, self._changes.transactions)
             self._advance()
-            self._free()
+            self._changes.drop_whole()
             yield Statement(query, self.position, commit_us)
 
     def _raise_for(self, code: int) -> None:
