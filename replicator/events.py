@@ -14,6 +14,7 @@ from enum import IntEnum
 from replicator.errors import StreamBroken
 
 _FILE = re.compile(r"[^\x00-\x1f/\ufffd]+\.[0-9]+")
+_BEYOND_ANY_FILE = 1 << 62
 HEADER_BYTES = 19
 CHECKSUM_BYTES = 4
 
@@ -126,9 +127,10 @@ def parse_rotate(body: bytes) -> Rotate:
     if len(body) < 9:
         raise StreamBroken("a ROTATE event is too short")
     file = body[8:].decode("utf-8", "replace")
-    if not _FILE.fullmatch(file):
-        raise StreamBroken(f"a ROTATE event names {file!r}, which is not a binlog file")
-    return Rotate(file, int(struct.unpack_from("<Q", body)[0]))
+    pos = int(struct.unpack_from("<Q", body)[0])
+    if not _FILE.fullmatch(file) or pos >= _BEYOND_ANY_FILE:
+        raise StreamBroken(f"a ROTATE event names {file!r} at {pos}, which is not a place in a binlog file")
+    return Rotate(file, pos)
 
 
 def parse_checksum_algorithm(body: bytes) -> bool:

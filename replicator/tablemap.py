@@ -46,6 +46,8 @@ _NUMERIC = frozenset({1, 2, 3, 4, 5, 8, 9, 13, 246})
 _METADATA_BYTES = {4: 1, 5: 1, 15: 2, 253: 2, 254: 2, 247: 2, 248: 2, 16: 2, 246: 2, 252: 1, 17: 1, 18: 1, 19: 1}
 _METADATA_BYTES |= {242: 1, 245: 1, 255: 1, 140: 1, 141: 2, 20: 1}
 
+_WITH_PREFIX = frozenset({Kind.TEXT, Kind.BYTES, *_LONG_VALUES.values()})
+
 
 @dataclass(frozen=True)
 class TableMap:
@@ -154,8 +156,26 @@ def _columns(
     for i, (type_, length) in enumerate(real):
         charset = charsets.get(collations.get(i, -1), "")
         decoded = tuple(decode_label(label, charset) for label in labels.get(i, ()))
-        columns.append(_column(names.text(), type_, length, details[i], i in unsigned, charset, decoded))
+        columns.append(_checked(_column(names.text(), type_, length, details[i], i in unsigned, charset, decoded)))
     return tuple(columns)
+
+
+def _checked(column: Column) -> Column:
+    """The column; the kernels rely on its sizes.
+
+    Raises:
+        MalformedTableMap: no server makes such a column.
+    """
+    kind, size = column.kind, column.length_bytes
+    fits = {
+        Kind.DECIMAL: 1 <= column.precision <= 65 and column.scale <= min(38, column.precision),
+        Kind.BIT: 1 <= column.width <= 64,
+        Kind.ENUM: 1 <= size <= 2,
+        Kind.SET: 1 <= size <= 8,
+    } | dict.fromkeys((Kind.TIME, Kind.DATETIME, Kind.TIMESTAMP), column.scale <= 6)
+    if not fits.get(kind, size <= 4 and (size > 0 or kind not in _WITH_PREFIX)):
+        raise MalformedTableMap(f"column {column.name} cannot be of the type {column.source_type}, size {size}")
+    return column
 
 
 def _real_type(type_: int, detail: bytes) -> tuple[int, int]:

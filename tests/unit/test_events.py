@@ -21,6 +21,12 @@ def test_a_rotate_that_names_no_file(name: bytes) -> None:
         parse_rotate(struct.pack("<Q", 4) + name)
 
 
+def test_a_rotate_beyond_any_file() -> None:
+    """An offset that no file has."""
+    with pytest.raises(StreamBroken):
+        parse_rotate(struct.pack("<Q", 1 << 63) + b"binlog.000012")
+
+
 @pytest.mark.parametrize("checksum", [True, False])
 def test_checksum_algorithm(checksum: bool) -> None:
     """Said before the checksum field, which is always there."""

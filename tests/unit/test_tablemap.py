@@ -116,6 +116,27 @@ def test_any_cut_is_refused() -> None:
         assert columns is None or [c.name for c in columns] == [c.name for c in full]
 
 
+@pytest.mark.parametrize(
+    "field",
+    [
+        Field("c", 246, b"\x42\x00"),
+        Field("c", 246, b"\x05\x06"),
+        Field("c", 246, b"\x00\x00"),
+        Field("c", 252, b"\x05", collation=BINARY),
+        Field("c", 252, b"\x00", collation=BINARY),
+        Field("c", 18, b"\x07"),
+        Field("c", 16, b"\x01\x08"),
+        Field("c", 16, b"\x00\x00"),
+        Field("c", 254, b"\xf7\x03", labels=(b"a",)),
+        Field("c", 254, b"\xf8\x09", labels=(b"a",)),
+    ],
+)
+def test_a_column_that_cannot_be(field: Field) -> None:
+    """Sizes that no server gives are refused before a kernel relies on them."""
+    with pytest.raises(MalformedTableMap):
+        parse(write_table_map(1, "d", "t", [field]))
+
+
 def test_table_id() -> None:
     """Six bytes, the lowest first."""
     assert table_id_of(b"\x01\x02\x03\x04\x05\x06\xff\xff") == 0x060504030201
