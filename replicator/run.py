@@ -24,7 +24,7 @@ from replicator.source import Source
 from replicator.statements import Intent, parse_intents
 from replicator.stream import Item, Statement, Stream
 from warehouse.db import Connection, connect, take_lock, wrap_errors
-from warehouse.errors import AlreadyRunning, OperatorNeeded
+from warehouse.errors import AlreadyRunning, OperatorNeeded, SchemaOutdated
 from warehouse.migrate import require_migrations
 from warehouse.service import Progress, Stop
 from warehouse.settings import Settings
@@ -66,10 +66,13 @@ class Replication:
         source = Source(self.settings.source)
         conn = connect(self.settings.warehouse, f"replicator {self.name}")
         try:
-            require_migrations(conn)
-            if self._wait_for_lock(conn, progress):
-                while self._run(source, conn, progress) == "again":
-                    log.info("resumed", source=self.name)
+            with wrap_errors():
+                require_migrations(conn)
+                if self._wait_for_lock(conn, progress):
+                    while self._run(source, conn, progress) == "again":
+                        log.info("resumed", source=self.name)
+        except SchemaOutdated:
+            raise
         except OperatorNeeded as error:
             self._note_failure(error)
             raise
@@ -101,8 +104,9 @@ class Replication:
         return {"source": self.name, "state": state, "reason": reason}
 
     def _run(self, source: Source, conn: Connection, progress: Progress) -> Outcome:
-        refuse_if_fatal(find_problems(source, conn, self.settings))
+        # First, so that whatever is in the way shows in warehouse.status.
         self._register(source, conn)
+        refuse_if_fatal(find_problems(source, conn, self.settings))
         checkpoint = self._load_checkpoint(source, conn)
         registry = Registry(source, self.name, self.settings.source.tables)
         registry.load(conn)
@@ -110,6 +114,11 @@ class Replication:
         target = source.position() if self.until_caught_up else None
         state = _Work(source, conn, registry, applier, checkpoint.position, checkpoint.seq, self.stop, progress)
         try:
+            if self._read_requests(conn)[0]:
+                # Asked for before the start, perhaps of another run.
+                outcome = self._pause(state)
+                if outcome == "again":
+                    return outcome
             state.copy_requested()
             if target is not None:
                 # What was copied is only whole once the stream has passed the end of the copy.
@@ -185,6 +194,9 @@ class Replication:
                     asked_at = now
                     if self._heed_requests(work) == "again":
                         return "again"
+                    # A stop that ends a pause must not let one more batch through.
+                    if self.stop.requested:
+                        break
             work.applier.abandon()
             work.save()
             return "done"
@@ -193,17 +205,21 @@ class Replication:
 
     def _heed_requests(self, work: _Work) -> Outcome:
         """Look for what was asked in SQL: a pause, a copy."""
-        with wrap_errors():
-            row = work.conn.execute(QUERIES["read_requests"], {"source": self.name}).fetchone()
-        if row is None:
-            raise OperatorNeeded(f"source {self.name} was removed from warehouse.sources while it was replicated")
-        pause, names = row
+        pause, names = self._read_requests(work.conn)
         for name in names:
             table = work.registry.tables.get(name)
             if table is not None:
                 table.resync = True
         work.copy_requested()
         return self._pause(work) if pause else "done"
+
+    def _read_requests(self, conn: Connection) -> tuple[bool, list[str]]:
+        """Whether a pause is asked for, and of which tables a copy."""
+        with wrap_errors():
+            row = conn.execute(QUERIES["read_requests"], {"source": self.name}).fetchone()
+        if row is None:
+            raise OperatorNeeded(f"source {self.name} was removed from warehouse.sources while it was replicated")
+        return bool(row[0]), list(row[1])
 
     def _pause(self, work: _Work) -> Outcome:
         """Hold still until somebody resumes; the source has given up on the stream by then."""
@@ -251,6 +267,9 @@ class _Work:
             self._take_statement(item)
         elif not self.applier.is_open:
             self._note_heard()
+            if item.position != self.position:
+                # Without GTIDs only file and offset tell that the source moved on, to another file for instance.
+                self.position, self.saved = item.position, False
         if self.applier.is_open:
             return
         dirty = any(table.dirty or self._is_whole(table) for table in self.registry.by_number)

@@ -17,7 +17,7 @@ import pymysql.cursors
 
 from replicator.charsets import Charsets
 from replicator.errors import PositionLost, SourceRefused, SourceUnavailable
-from replicator.position import Flavor, GtidSet, Position, parse_gtids
+from replicator.position import Flavor, GtidSet, MariaDbGtids, Position, parse_gtids
 from replicator.typemap import BINARY, INET_WIDTHS, KINDS, UUID_WIDTH, Column, Kind
 from warehouse.errors import TailraceError
 from warehouse.settings import SourceSettings
@@ -194,14 +194,30 @@ class Source:
                 )
             if not position.gtids.covers(GtidSet.parse(purged)):
                 raise PositionLost("the source has purged transactions that the mirror still needs", hint=hint)
+        if position.gtids is not None:
+            if self.identity() == identity:
+                self._check_file(position, hint)
             return
-        if position.gtids is None:
-            now = self.identity()
-            if now != identity:
-                raise PositionLost(f"the source is another server than before: {now}, not {identity}", hint=hint)
-            sizes = {row[0]: int(row[1]) for row in self.query("SHOW BINARY LOGS")}
-            if position.pos > sizes.get(position.file, -1):
-                raise PositionLost(f"the source has no {position.file} up to {position.pos}", hint=hint)
+        now = self.identity()
+        if now != identity:
+            raise PositionLost(f"the source is another server than before: {now}, not {identity}", hint=hint)
+        if position.pos > self._binlog_sizes().get(position.file, -1):
+            raise PositionLost(f"the source has no {position.file} up to {position.pos}", hint=hint)
+
+    def _check_file(self, position: Position, hint: str) -> None:
+        """On the same server file and offset must agree with the GTIDs: after a reset the numbers begin again."""
+        size = self._binlog_sizes().get(position.file)
+        agrees = size is None or position.pos <= size
+        if agrees and size is not None and isinstance(position.gtids, MariaDbGtids):
+            text = self.query("SELECT BINLOG_GTID_POS(%s, %s)", (position.file, position.pos))[0][0]
+            found = {domain: rest for domain, *rest in MariaDbGtids.parse(str(text or "")).last}
+            # NULL: no transaction ends at this offset.
+            agrees = text is not None and all(found.get(domain, rest) == rest for domain, *rest in position.gtids.last)
+        if not agrees:
+            raise PositionLost("the source's binlog was reset: the same numbers mean other transactions now", hint=hint)
+
+    def _binlog_sizes(self) -> Mapping[str, int]:
+        return {str(row[0]): int(row[1]) for row in self.query("SHOW BINARY LOGS")}
 
     def charsets(self) -> Charsets:
         """The server's character sets."""

@@ -1,7 +1,6 @@
 """The command `replicator` as an operator meets it: exit codes, signals, standby, what it prints and what it never prints."""
 
 import json
-import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -101,27 +100,22 @@ def test_status(pipeline: Pipeline) -> None:
     assert pipeline.status("lag_ms") >= 3_600_000
 
 
-def test_wrong_settings_exit_2(pipeline: Pipeline) -> None:
-    """A misspelt key, a value out of range and a missing password: one message each, exit 2."""
-    for section, text in (
-        ({"hots": "x"}, "source.hots"),
-        ({"port": 0}, "source.port"),
-        ({"password_file": "/nowhere"}, "password_file"),
-    ):
-        before = pipeline.file.read_text()
-        pipeline.configure(source=section) if "hots" not in section and "port" not in section else None
-        if "hots" in section or "port" in section:
-            key, value = next(iter(section.items()))
-            pipeline.file.write_text(
-                before.replace("[source]\n", f"[source]\n{key} = {value!r}\n".replace("port = 0\n", "port = 0\n"))
-            )
-            if "port" in section:
-                pipeline.file.write_text(re.sub(r"(?m)^port = \d+", "port = 0", before, count=1))
-        done = pipeline.run("replicator", "check")
-        assert done.returncode == 2, done.stdout + done.stderr
-        assert text in done.stderr
-        assert "Traceback" not in done.stderr
-        pipeline.file.write_text(before)
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("host =", "hots =", "source.hots"),
+        ("port = ", "port = 9", "source.port"),
+        ("source.password", "source.nothing", "password_file"),
+    ],
+)
+def test_wrong_settings_exit_2(mysql_pipeline: Pipeline, old: str, new: str, said: str) -> None:
+    """A misspelt key, a value out of range and a missing password: one message that names the key, exit 2."""
+    pipeline = mysql_pipeline
+    pipeline.file.write_text(pipeline.file.read_text().replace(old, new, 1))
+    done = pipeline.run("replicator", "check")
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("side", ["source", "warehouse"])
@@ -202,10 +196,11 @@ def own_mariadb(make_server: MakeServer, database: Database, tmp_path: Path) -> 
 
 
 def lose_position(pipeline: Pipeline, *statements: str) -> None:
-    """Mirror a table, damage the binlog, and see that the next run stops with the reason."""
-    pipeline.source.execute(TABLE, "INSERT INTO t VALUES (1, 1)")
-    pipeline.catch_up()
-    pipeline.source.execute("INSERT INTO t VALUES (2, 2)", *statements)
+    """Mirror a table, damage the binlog by the statements (or it is damaged), and see that the next run says why it stops."""
+    if statements:
+        pipeline.source.execute(TABLE, "INSERT INTO t VALUES (1, 1)")
+        pipeline.catch_up()
+        pipeline.source.execute("INSERT INTO t VALUES (2, 2)", *statements)
     for _ in range(2):
         done = pipeline.run("replicator", "run", "--until-caught-up")
         assert done.returncode == 3, done.stdout + done.stderr
@@ -234,13 +229,24 @@ def test_reset_master_of_mariadb_loses_the_position(own_mariadb: Pipeline) -> No
 
 def test_reset_master_that_is_already_overtaken(own_mariadb: Pipeline) -> None:
     """MariaDB's numbers have grown past the old ones since the reset: the same number is another transaction now."""
-    inserts = [f"INSERT INTO t VALUES ({number}, 0)" for number in range(10, 60)]
+    inserts = [f"INSERT INTO t VALUES {', '.join(f'({10 * number + i}, 0)' for i in range(10))}" for number in range(10, 60)]
     lose_position(own_mariadb, "RESET MASTER", *inserts)
 
 
 def test_purged_binlog_of_mariadb_loses_the_position(own_mariadb: Pipeline) -> None:
     """MariaDB purged what is still needed."""
-    lose_position(own_mariadb, "FLUSH BINARY LOGS", "INSERT INTO t VALUES (4, 4)", "PURGE BINARY LOGS BEFORE '2999-01-01'")
+    pipeline = own_mariadb
+    pipeline.source.execute(TABLE, "INSERT INTO t VALUES (1, 1)")
+    pipeline.catch_up()
+    pipeline.source.execute("INSERT INTO t VALUES (2, 2)", "FLUSH BINARY LOGS", "INSERT INTO t VALUES (3, 3)")
+
+    def is_purged() -> bool:
+        # The server keeps a file for as long as it takes the last reader of it to have gone.
+        pipeline.source.execute("PURGE BINARY LOGS TO 'binlog.000002'")
+        return len(pipeline.source.execute("SHOW BINARY LOGS")) == 1
+
+    pipeline.wait_until(is_purged)
+    lose_position(pipeline)
 
 
 def test_without_gtids(make_server: MakeServer, database: Database, tmp_path: Path) -> None:
@@ -276,7 +282,7 @@ def mend(pipeline: Pipeline, finding: dict[str, str]) -> None:
     if statement.startswith(("SET", "GRANT")):
         pipeline.source.execute(statement)
     else:
-        raise AssertionError(finding)
+        assert finding["severity"] == "warning", finding
 
 
 BROKEN_MYSQL = {
