@@ -192,10 +192,10 @@ class Replication:
                     break
                 if now - asked_at > REQUESTS_S and not work.applier.is_open:
                     asked_at = now
-                    if self._heed_requests(work) == "again":
+                    outcome = self._heed_requests(work)
+                    if outcome == "again":
                         return "again"
-                    # A stop that ends a pause must not let one more batch through.
-                    if self.stop.requested:
+                    if outcome == "done":
                         break
             work.applier.abandon()
             work.save()
@@ -203,15 +203,15 @@ class Replication:
         finally:
             ahead.close()
 
-    def _heed_requests(self, work: _Work) -> Outcome:
-        """Look for what was asked in SQL: a pause, a copy."""
+    def _heed_requests(self, work: _Work) -> Outcome | None:
+        """Look for what was asked in SQL: a pause, a copy; None where the stream just goes on."""
         pause, names = self._read_requests(work.conn)
         for name in names:
             table = work.registry.tables.get(name)
             if table is not None:
                 table.resync = True
         work.copy_requested()
-        return self._pause(work) if pause else "done"
+        return self._pause(work) if pause else None
 
     def _read_requests(self, conn: Connection) -> tuple[bool, list[str]]:
         """Whether a pause is asked for, and of which tables a copy."""
