@@ -95,7 +95,8 @@ class Stream:
         self._changes = ChangeBuffer(seq)
         self._state = self._changes.state
         self._state[decode.LOG_POS] = position.pos
-        self._state[decode.CHECKSUM] = source.query("SELECT @@global.binlog_checksum")[0][0] != "NONE"
+        # Until the first FORMAT_DESCRIPTION says otherwise; see _connect.
+        self._state[decode.CHECKSUM] = True
         self._renewed = False
         self._reader = self._connect()
         self._packets = PacketBuffer(self._reader._stream_connection._sock, self._silence_s())
@@ -106,7 +107,12 @@ class Stream:
         arguments["read_timeout"] = self._silence_s()
         # While the warehouse is slow the socket is not read, and the source must not give up on it: its binlog is the
         # spool. The longest that the server allows.
-        arguments["init_command"] = "SET SESSION net_write_timeout = 31536000"
+        arguments["init_command"] = (
+            "SET SESSION net_write_timeout = 31536000,"
+            # Says that this replica knows checksums, under the variable's old and new name. The library only says so where
+            # they are on now, and the server then refuses files from a time when they were.
+            " @master_binlog_checksum = 'CRC32', @source_binlog_checksum = 'CRC32'"
+        )
         start: dict[str, Any] = {"log_file": self.position.file, "log_pos": self.position.pos, "resume_stream": True}
         if self.position.gtids is not None and str(self.position.gtids):
             start = {"auto_position": str(self.position.gtids), "is_mariadb": self._mariadb}
