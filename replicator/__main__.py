@@ -12,6 +12,7 @@ from rich.markup import escape
 from warehouse.db import connect
 from warehouse.service import Stop, add_common_arguments, keep_trying, print_json, run_command
 from warehouse.settings import Settings
+from warehouse.verbs import call_verb
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -70,11 +71,13 @@ def run(args: argparse.Namespace, settings: Settings) -> None:
 
 def snapshot(args: argparse.Namespace, settings: Settings) -> None:
     """Ask for a fresh copy of tables."""
-    from warehouse.db import wrap_errors
-
-    with connect(settings.warehouse, "snapshot") as conn, wrap_errors():
+    with connect(settings.warehouse, "snapshot") as conn:
         for table in args.tables:
-            conn.execute("SELECT warehouse.resync(%s)", (table,))
+            call_verb(conn, "resync", table)
+            if args.json:
+                print_json({"requested": "snapshot", "of": table})
+            else:
+                sys.stdout.write(f"snapshot of {table} requested\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -6,7 +6,7 @@ SELECT flavor, pause_requested FROM warehouse.sources WHERE source = %(source)s
 -- name: register_source
 WITH known AS (
     UPDATE warehouse.sources SET flavor = %(flavor)s, server_version = %(version)s, heartbeat_s = %(heartbeat_s)s,
-        binlog_expire_s = %(expire_s)s
+        binlog_expire_s = %(expire_s)s, state = 'Starting', reason = NULL
     WHERE source = %(source)s RETURNING source
 )
 INSERT INTO warehouse.sources (source, flavor, server_version, state, heartbeat_s, binlog_expire_s)

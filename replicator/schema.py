@@ -287,14 +287,22 @@ def key_object(table: MirrorTable, prefix: sql.SQL) -> sql.Composable:
     return sql.SQL("jsonb_build_object({})").format(sql.SQL(", ").join(pairs))
 
 
-def mirror_key(conn: Connection, table: MirrorTable) -> list[str]:
-    """The names of the columns of the mirror's primary key as it is, sorted."""
+def mirror_key(conn: Connection, table: MirrorTable) -> dict[str, str]:
+    """The columns of the mirror's primary key as it is, and their types."""
     rows = conn.execute(
-        "SELECT a.attname FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey)"
-        " WHERE i.indisprimary AND i.indrelid = format('%%I.%%I', %s::text, %s::text)::regclass ORDER BY 1",
+        "SELECT a.attname, format_type(a.atttypid, a.atttypmod) FROM pg_index i"
+        " JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey)"
+        " WHERE i.indisprimary AND i.indrelid = format('%%I.%%I', %s::text, %s::text)::regclass",
         tuple(table.mirror.split(".", 1)),
     )
-    return [str(name) for (name,) in rows]
+    return {str(name): str(type_) for name, type_ in rows}
+
+
+def has_same_key(conn: Connection, table: MirrorTable) -> bool:
+    """Whether the keys in the mirror can be compared with those of the source."""
+    found = mirror_key(conn, table)
+    wanted = {column["mirror_name"]: column["mirror_type"] for column in table.columns if column["name"] in table.key}
+    return found.keys() == wanted.keys() and all(_same_type(conn, found[name], wanted[name]) for name in wanted)
 
 
 def fit_mirror(conn: Connection, table: MirrorTable) -> None:
@@ -309,7 +317,7 @@ def fit_mirror(conn: Connection, table: MirrorTable) -> None:
     )
     found = {str(name): (str(type_), bool(required)) for name, type_, required in rows}
     alter = sql.SQL("ALTER TABLE {} ").format(table.identifier)
-    new_key = mirror_key(conn, table) != sorted(table.key_names)
+    new_key = set(mirror_key(conn, table)) != set(table.key_names)
     if new_key:
         row: Any = conn.execute(
             "SELECT conname FROM pg_constraint"

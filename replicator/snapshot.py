@@ -30,8 +30,8 @@ from replicator.schema import (
     create_mirror,
     describe_columns,
     fit_mirror,
+    has_same_key,
     key_object,
-    mirror_key,
 )
 from replicator.source import Source, SourceTable, error_for, wrap_errors
 from replicator.typemap import Column, Kind
@@ -271,7 +271,7 @@ def _drop_request(conn: Connection, registry: Registry, table: MirrorTable) -> N
 
 def _keep_keys(conn: Connection, table: MirrorTable) -> bool:
     """Keep the mirror's keys beside it until the copy is there; False where it has no rows, or other key columns."""
-    if mirror_key(conn, table) != sorted(table.key_names):
+    if not has_same_key(conn, table):
         return False
     conn.execute("DROP TABLE IF EXISTS pg_temp.kept_keys")
     columns = sql.SQL(", ").join(table.key_identifiers)

@@ -9,16 +9,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-import psycopg
-from psycopg import sql
-
 from warehouse import describe, migrate
-from warehouse.db import Connection, connect, wrap_errors
-from warehouse.errors import SchemaOutdated, SettingsError, TryLater
+from warehouse.db import connect
+from warehouse.errors import TryLater
 from warehouse.refresh import Refreshed, refresh_views
 from warehouse.service import Progress, Stop, add_common_arguments, keep_trying, print_json, run_command
 from warehouse.settings import Settings
 from warehouse.status import read_status, show_status
+from warehouse.verbs import call_verb
 from warehouse.views import ViewFailed
 
 
@@ -149,7 +147,7 @@ def run_request(args: argparse.Namespace, settings: Settings) -> None:
     """Call the SQL function of the same name: pause, resume, resync."""
     argument = args.table if args.verb == "resync" else args.source or settings.source.name
     with connect(settings.warehouse, args.verb) as conn:
-        _call(conn, args.verb, argument)
+        call_verb(conn, args.verb, argument)
     if args.json:
         print_json({"requested": args.verb, "of": argument})
     else:
@@ -160,26 +158,11 @@ def run_wait_for(args: argparse.Namespace, settings: Settings) -> None:
     """Return once the mirror holds the transactions."""
     source = args.source or settings.source.name
     with connect(settings.warehouse, "wait-for") as conn:
-        reached = _call(conn, "wait_for", source, args.gtid_set, f"{args.timeout} s")
+        reached = call_verb(conn, "wait_for", source, args.gtid_set, f"{args.timeout} s")
     if not reached:
         raise NotYet(f"{source} has not reached {args.gtid_set} within {args.timeout:g} s", hint="See: warehouse status")
     if args.json:
         print_json({"source": source, "reached": args.gtid_set})
-
-
-def _call(conn: Connection, function: str, *arguments: str) -> object:
-    places = sql.SQL(", ").join([sql.SQL("%s::text"), sql.SQL("%s::text"), sql.SQL("%s::interval")][: len(arguments)])
-    try:
-        with wrap_errors():
-            row = conn.execute(
-                sql.SQL("SELECT {}({})").format(sql.Identifier("warehouse", function), places), arguments
-            ).fetchone()
-    except psycopg.errors.RaiseException as error:
-        # The functions raise only for arguments that name nothing.
-        raise SettingsError(error.diag.message_primary or str(error), hint=error.diag.message_hint or "") from error
-    except (psycopg.errors.UndefinedFunction, psycopg.errors.InvalidSchemaName) as error:
-        raise SchemaOutdated("the warehouse has no schema of Tailrace yet", hint="Run: warehouse migrate") from error
-    return None if row is None else row[0]
 
 
 HANDLERS = {

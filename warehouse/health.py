@@ -48,6 +48,8 @@ def find_illness(conn: Connection, settings: Settings, service: str) -> str | No
     state, reason, silent_s, longest_s = source
     if state in ("Failed", "Stopped"):
         return f"the source {settings.source.name} is {state}{f': {reason}' if reason else ''}"
+    if state == "Paused":
+        return None
     if silent_s is None or silent_s > longest_s:
         return f"nothing was heard from the source {settings.source.name} for {silent_s or 0:.0f} s"
     return None

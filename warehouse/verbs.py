@@ -1,0 +1,36 @@
+"""The verbs that the warehouse offers as SQL functions, called from the command line.
+
+Owns the call and what its refusals mean. The functions themselves stand in the migrations.
+"""
+
+from __future__ import annotations
+
+import psycopg
+from psycopg import sql
+
+from warehouse.db import Connection, wrap_errors
+from warehouse.errors import SchemaOutdated, SettingsError
+
+
+def call_verb(conn: Connection, function: str, *arguments: str) -> object:
+    """Call warehouse.FUNCTION and give what it returns.
+
+    Args:
+        arguments: text, the third one an interval.
+
+    Raises:
+        SettingsError: an argument names nothing that there is.
+        SchemaOutdated: the warehouse has not been migrated.
+    """
+    places = sql.SQL(", ").join([sql.SQL("%s::text"), sql.SQL("%s::text"), sql.SQL("%s::interval")][: len(arguments)])
+    try:
+        with wrap_errors():
+            row = conn.execute(
+                sql.SQL("SELECT {}({})").format(sql.Identifier("warehouse", function), places), arguments
+            ).fetchone()
+    except psycopg.errors.RaiseException as error:
+        # The functions raise only for arguments that name nothing.
+        raise SettingsError(error.diag.message_primary or str(error), hint=error.diag.message_hint or "") from error
+    except (psycopg.errors.UndefinedFunction, psycopg.errors.InvalidSchemaName) as error:
+        raise SchemaOutdated("the warehouse has no schema of Tailrace yet", hint="Run: warehouse migrate") from error
+    return None if row is None else row[0]
