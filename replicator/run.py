@@ -66,10 +66,11 @@ class Replication:
         source = Source(self.settings.source)
         conn = connect(self.settings.warehouse, f"replicator {self.name}")
         try:
-            require_migrations(conn)
-            if self._wait_for_lock(conn, progress):
-                while self._run(source, conn, progress) == "again":
-                    log.info("resumed", source=self.name)
+            with wrap_errors():
+                require_migrations(conn)
+                if self._wait_for_lock(conn, progress):
+                    while self._run(source, conn, progress) == "again":
+                        log.info("resumed", source=self.name)
         except SchemaOutdated:
             # There may be no table to note it in.
             raise
@@ -104,8 +105,9 @@ class Replication:
         return {"source": self.name, "state": state, "reason": reason}
 
     def _run(self, source: Source, conn: Connection, progress: Progress) -> Outcome:
-        refuse_if_fatal(find_problems(source, conn, self.settings))
+        # First, so that whatever is in the way shows in warehouse.status.
         self._register(source, conn)
+        refuse_if_fatal(find_problems(source, conn, self.settings))
         checkpoint = self._load_checkpoint(source, conn)
         registry = Registry(source, self.name, self.settings.source.tables)
         registry.load(conn)
@@ -113,6 +115,11 @@ class Replication:
         target = source.position() if self.until_caught_up else None
         state = _Work(source, conn, registry, applier, checkpoint.position, checkpoint.seq, self.stop, progress)
         try:
+            if self._read_requests(conn)[0]:
+                # Asked for before the start, perhaps of another run.
+                outcome = self._pause(state)
+                if outcome == "again":
+                    return outcome
             if any(table.resync for table in registry.by_number):
                 with wrap_errors():
                     conn.execute(QUERIES["set_source_state"], self._state("Snapshotting"))
@@ -189,27 +196,34 @@ class Replication:
                     break
                 if now - asked_at > REQUESTS_S and not work.applier.is_open:
                     asked_at = now
-                    if self._heed_requests(work) == "again":
+                    outcome = self._heed_requests(work)
+                    if outcome == "again":
                         return "again"
+                    if outcome == "done":
+                        break
             work.applier.abandon()
             work.save()
             return "done"
         finally:
             ahead.close()
 
-    def _heed_requests(self, work: _Work) -> Outcome:
-        """Look for what was asked in SQL: a pause, a copy."""
-        with wrap_errors():
-            row = work.conn.execute(QUERIES["read_requests"], {"source": self.name}).fetchone()
-        if row is None:
-            raise OperatorNeeded(f"source {self.name} was removed from warehouse.sources while it was replicated")
-        pause, names = row
+    def _heed_requests(self, work: _Work) -> Outcome | None:
+        """Look for what was asked in SQL: a pause, a copy; None where the stream just goes on."""
+        pause, names = self._read_requests(work.conn)
         for name in names:
             table = work.registry.tables.get(name)
             if table is not None:
                 table.resync = True
         work.copy_requested()
-        return self._pause(work) if pause else "done"
+        return self._pause(work) if pause else None
+
+    def _read_requests(self, conn: Connection) -> tuple[bool, list[str]]:
+        """Whether a pause is asked for, and of which tables a copy."""
+        with wrap_errors():
+            row = conn.execute(QUERIES["read_requests"], {"source": self.name}).fetchone()
+        if row is None:
+            raise OperatorNeeded(f"source {self.name} was removed from warehouse.sources while it was replicated")
+        return bool(row[0]), list(row[1])
 
     def _pause(self, work: _Work) -> Outcome:
         """Hold still until somebody resumes; the source has given up on the stream by then."""
@@ -257,6 +271,9 @@ class _Work:
             self._take_statement(item)
         elif not self.applier.is_open:
             self._note_heard()
+            if item.position != self.position:
+                # Without GTIDs only file and offset tell that the source moved on, to another file for instance.
+                self.position, self.saved = item.position, False
         if self.applier.is_open:
             return
         dirty = any(table.dirty or self._is_whole(table) for table in self.registry.by_number)
