@@ -226,10 +226,21 @@ class Source:
                 "SELECT ID, CHARACTER_SET_NAME FROM information_schema.COLLATIONS WHERE ID IS NOT NULL"
                 " AND CHARACTER_SET_NAME IS NOT NULL"
             )}  # fmt: skip
+            if self.flavor == "mariadb":
+                names |= self._shared_collations()
             single = self.query("SELECT CHARACTER_SET_NAME FROM information_schema.CHARACTER_SETS WHERE MAXLEN = 1")
             wanted = {str(row[0]) for row in single} - {BINARY, "ascii"}
             self._charsets = Charsets(names, _CharacterTables(self, frozenset(wanted)))
         return self._charsets
+
+    def _shared_collations(self) -> Mapping[int, str]:
+        """MariaDB's collations that serve several character sets (uca1400) have a number with each, listed elsewhere."""
+        known = "information_schema.COLUMNS WHERE TABLE_SCHEMA = 'information_schema'"
+        table = "COLLATION_CHARACTER_SET_APPLICABILITY"
+        if not self.query(f"SELECT 1 FROM {known} AND TABLE_NAME = %s AND COLUMN_NAME = 'ID'", (table,)):  # noqa: S608 - constants
+            return {}
+        rows = self.query(f"SELECT ID, CHARACTER_SET_NAME FROM information_schema.{table} WHERE ID IS NOT NULL")  # noqa: S608
+        return {int(number): str(charset) for number, charset in rows}
 
     def table_names(self) -> list[str]:
         """All base tables, as database.table."""

@@ -94,7 +94,12 @@ def read_value(reader: Reader, column: Column, charsets: Charsets) -> Any:
         bits = int.from_bytes(reader.take(column.length_bytes), "little")
         if bits >> len(column.labels):
             return NOTHING
-        return ",".join(label for n, label in enumerate(column.labels) if bits >> n & 1)
+        text = ""
+        for n, label in enumerate(column.labels):
+            if bits >> n & 1:
+                # as both servers print it: no comma behind a label that is empty and first
+                text += ("," if text else "") + label
+        return text
     assert kind is Kind.BIT
     return f"{int.from_bytes(reader.take((column.width + 7) // 8), 'big'):0{column.width}b}"
 
