@@ -65,7 +65,9 @@ def read(plant: Plant, start: Position, rows: int) -> float:
     began = time.perf_counter()
     seen = 0
     for item in stream.items():
-        seen += len(item.changes) if isinstance(item, Batch) else 0
+        if isinstance(item, Batch):
+            seen += len(item.changes)
+            item.release()
         if seen >= rows:
             break
     seconds = time.perf_counter() - began

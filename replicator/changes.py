@@ -6,7 +6,8 @@ Owns growing them, handing out whole transactions and keeping what follows these
 from __future__ import annotations
 
 import uuid
-from dataclasses import dataclass, replace
+from collections import deque
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ _FIRST_BYTES = 1 << 20
 _FIRST_CHANGES = 4096
 _TRANSACTIONS = 4096
 _LARGEST_KEPT = 64 << 20
+_SPARE = 3
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,12 @@ class Batch:
     position: Position
     seq: int
     whole: bool = True
+    home: ChangeBuffer | None = field(default=None, repr=False)
+
+    def release(self) -> None:
+        """Give the arrays back for another batch; nothing may look at them any more."""
+        if self.home is not None:
+            self.home.take_back(self.out, self.keys, self.changes)
 
     def after(self, seq: int) -> Batch:
         """The same batch numbered on from seq, in place; the stream only guesses what was given out before."""
@@ -69,17 +77,33 @@ class ChangeBuffer:
         self.state[decode.SEQ] = seq
         self.digits = np.zeros(128, np.uint8)
         self.is_parted = False
+        self._spare: deque[tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.void]]] = deque()
         self.out: NDArray[np.uint8] = np.empty(0, np.uint8)
         self.keys: NDArray[np.uint8] = np.empty(0, np.uint8)
         self.changes: NDArray[np.void] = np.empty(0, decode.CHANGE)
         self._allocate()
 
     def _allocate(self, out_bytes: int = 0, keys_bytes: int = 0, rows: int = 0) -> None:
-        """New arrays, as large as those before: only what is written takes memory."""
-        self.out = np.empty(_size(self.out, out_bytes, _FIRST_BYTES), np.uint8)
-        self.keys = np.empty(_size(self.keys, keys_bytes, _FIRST_BYTES), np.uint8)
-        self.changes = np.empty(_size(self.changes, rows, _FIRST_CHANGES), decode.CHANGE)
+        """Other arrays, as large as those before: ones that came back, or new ones, which take memory where written."""
+        sizes = (
+            _size(self.out, out_bytes, _FIRST_BYTES), _size(self.keys, keys_bytes, _FIRST_BYTES),
+            _size(self.changes, rows, _FIRST_CHANGES),
+        )  # fmt: skip
+        while self._spare:
+            arrays = self._spare.popleft()
+            if all(size <= len(array) <= _LARGEST_KEPT for size, array in zip(sizes, arrays, strict=True)):
+                self.out, self.keys, self.changes = arrays
+                break
+        else:
+            self.out, self.keys = np.empty(sizes[0], np.uint8), np.empty(sizes[1], np.uint8)
+            self.changes = np.empty(sizes[2], decode.CHANGE)
         self.transactions: NDArray[np.void] = np.zeros(_TRANSACTIONS, decode.TRANSACTION)
+
+    def take_back(self, out: NDArray[np.uint8], keys: NDArray[np.uint8], changes: NDArray[np.void]) -> None:
+        """Use these arrays again; called from the thread that is done with them."""
+        whole = changes if changes.base is None else changes.base
+        if len(self._spare) < _SPARE:
+            self._spare.append((out, keys, whole))
 
     @property
     def whole(self) -> int:
@@ -99,7 +123,9 @@ class ChangeBuffer:
         """All whole transactions, with their arrays; position is the end of the last of them."""
         transactions = self.transactions[: self.whole]
         taken = int(transactions[-1]["changes_end"])
-        batch = Batch(self.changes[:taken], transactions, self.out, self.keys, plans, position, self._seq_before(taken))
+        batch = Batch(
+            self.changes[:taken], transactions, self.out, self.keys, plans, position, self._seq_before(taken), home=self
+        )
         self._part_from(taken, int(transactions[-1]["out_end"]), int(transactions[-1]["keys_end"]))
         return batch
 
@@ -116,6 +142,7 @@ class ChangeBuffer:
             position,
             self._seq_before(self.rows),
             whole=False,
+            home=self,
         )
         self._part_from(self.rows, int(self.state[decode.OUT]), int(self.state[decode.KEYS]))
         self.is_parted = True
@@ -138,8 +165,8 @@ class ChangeBuffer:
         self._allocate(2 * out_left, 2 * keys_left, 2 * left)
         self.transactions[0] = transactions[whole]
         rest = changes[taken : taken + left].copy()
-        for field, shift in (("image", out_at), ("hard_at", out_at), ("key", keys_at), ("old_key", keys_at)):
-            rest[field] -= shift
+        for name, shift in (("image", out_at), ("hard_at", out_at), ("key", keys_at), ("old_key", keys_at)):
+            rest[name] -= shift
         self.changes[:left] = rest
         self.out[:out_left] = out[out_at : out_at + out_left]
         self.keys[:keys_left] = keys[keys_at : keys_at + keys_left]

@@ -297,6 +297,7 @@ class _Work:
         )
         self._rows += len(batch.changes)
         self._transactions += len(batch.transactions)
+        batch.release()
         if started - self._reported_at > REPORT_S:
             lag_ms = round(1000 * time.time() - batch.commit_us / 1000, 1)
             log.info("streaming", rows=self._rows, transactions=self._transactions, lag_ms=lag_ms, position=str(batch.position))
