@@ -6,88 +6,109 @@ Owns the arrays that `scorer.kernels` works on and everything that must be right
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from scorer import kernels, state
-from scorer.errors import BadParameter, BadRows, CheckpointRefused, ForestNotFitted
+from scorer import kernels
+from scorer.blocks import Blocks, pack
+from scorer.checkpoint import Checkpoint
+from scorer.errors import BadParameter, BadRows, ForestNotFitted
+from scorer.estimates import Estimates
+from scorer.gate import Gate
+from scorer.learning import Learning, check_entities
+from scorer.parameters import POLICIES, check_positive, check_share, check_whole, translate
 from scorer.rows import as_rows, refuse_infinities
 
 Floats = NDArray[np.float64]
 
-_RANGES = {
-    "trees": (1, 1000),
-    "samples": (10, 2048),
-    "time_decay": (1, 2**31 - 1),
-    "seed": (0, 2**63 - 1),
-    "threads": (1, 64),
-}
-_HEADER = {
-    "trees": int,
-    "samples": int,
-    "time_decay": int,
-    "seed": int,
-    "columns": int,
-    "rows_seen": int,
-    "decay_offset": float,
-}
-_MAX_COLUMNS = 65_535  # cut_dim is 16 bits wide
-_BLOCK_VALUES = 98_304  # values of a block of rows: with a tree's boxes it fits the second-level cache
-_ROWS_WORTH_THREADS = 32  # starting threads takes about as long as scoring ten rows
+_PRIMING_ROWS = 4096  # training rows whose scores close the gate of a fitted forest
 
 
-class RandomCutForest:
-    """Robust random cut forest: scores how much a row stands apart from the rows that the forest was fitted to.
+class RandomCutForest(Estimates, Learning, Checkpoint, Blocks):
+    """Robust random cut forest: scores how much a row stands apart from the rows that the forest has learnt.
 
     A **higher** score is more anomalous: about 1 is ordinary, and it never exceeds log2(1 + samples). (scikit-learn's
-    IsolationForest has it the other way round.) Coordinates that are NaN count as no evidence. Values are kept as
-    float32, so columns of very different magnitude, or far from zero, should be scaled first
-    (`scorer.features.RobustScaler`).
+    IsolationForest has it the other way round; `scorer.outlier` is an estimator in scikit-learn's sense.) Coordinates that are
+    NaN count as no evidence. Values are kept as float32, so columns of very different magnitude, or far from zero, should be
+    scaled first (`scorer.features.RobustScaler`).
 
-    Results depend on the rows, their order and the seed only: not on how the rows are cut into calls, and not on
-    `threads`. Several threads of a program may score with one forest at once, but not while it learns; `fit_score` learns.
+    Results depend on the rows, their order and the seed only: not on how the rows are cut into calls, not on `threads`, and
+    not on whether the forest was saved and restored in between. Several threads of a program may score with one forest at
+    once, but not while it learns.
 
     Args:
         trees: number of trees, 1 to 1,000.
         samples: rows that each tree keeps, 10 to 2,048.
-        time_decay: rows after which a kept row's weight has fallen to 1/e in `update`, 1 to 2^31 - 1. `fit` weighs
-        all rows alike.
+        time_decay: rows of an entity after which a kept row's weight has fallen to 1/e in `update`, 1 to 2^31 - 1. `fit`
+            weighs all rows alike. May be changed at any time.
         seed: 0 to 2^63 - 1.
         threads: threads that share the trees, 1 to 64.
+        policy: what `update` learns: `gated` (rows that look ordinary, see `scorer.gate`), `streaming` (every row), `frozen`
+        (none). gate_sigma: deviations above the mean of ordinary scores from which on a gated forest refuses a row.
+        initial_accept_fraction: share of `samples` that fills with every row of a new stream; the rest fills more and more
+            slowly, so that the first rows are not all that the forest knows. Above 0 and up to 1.
+        output_after: rows of a new stream that score 0, because too little is known; default samples / 4.
+        shingle: rows of an entity that make one point, 1 to 128; only told to whoever asks (`scorer.shingle` makes the points).
+        columns: columns of the rows; default: as many as the first rows have.
+        with_directionality: whether `explanation` says HIGH or LOW.
+        aliases: the same under the names of Kinesis (numberOfTrees, subSampleSize, timeDecay, shingleSize, withDirectionality),
+            SageMaker (num_trees, num_samples_per_tree, feature_dim) and the AWS library (sampleSize, outputAfter, ...).
 
     Raises:
-        BadParameter: a parameter is of the wrong type or outside its range.
+        BadParameter: a parameter is unknown, of the wrong type or outside its range.
 
     Source: Guha, Mishra, Roy, Schrijvers, ICML 2016; ranges and defaults are those of Amazon SageMaker and Kinesis.
     """
 
-    def __init__(
-        self, *, trees: int = 100, samples: int = 256, time_decay: int = 100_000, seed: int = 0, threads: int = 1
-    ) -> None:
-        self.trees = _check_parameter("trees", trees)
-        self.samples = _check_parameter("samples", samples)
-        self.time_decay = _check_parameter("time_decay", time_decay)
-        self.seed = _check_parameter("seed", seed)
-        self.threads = _check_parameter("threads", threads)
-        self.columns = 0
-        self.rows_seen = 0
-        self.decay_offset = 0.0
+    def __init__(self, **parameters: Any) -> None:
+        given = translate(parameters)
+        whole = {"trees": 100, "samples": 256, "time_decay": 100_000, "seed": 0, "threads": 1, "shingle": 1}
+        numbers = {name: check_whole(name, given.get(name, default)) for name, default in whole.items()}
+        self.trees, self.samples, self._time_decay = numbers["trees"], numbers["samples"], numbers["time_decay"]
+        self.seed, self.threads, self.shingle = numbers["seed"], numbers["threads"], numbers["shingle"]
+        self.output_after = check_whole("output_after", given.get("output_after") or max(1, self.samples // 4))
+        self.initial_accept_fraction = check_share("initial_accept_fraction", given.get("initial_accept_fraction", 1.0))
+        self.with_directionality = bool(given.get("with_directionality", True))
+        self.policy = given.get("policy", "gated")
+        if self.policy not in POLICIES:
+            raise BadParameter(
+                f"Unknown policy {self.policy!r}.", hint=f"Give one of {', '.join(POLICIES)}.", parameter="policy"
+            )
+        self.gate = Gate(check_positive("gate_sigma", given.get("gate_sigma", 2.0)), 8 * self.samples, 4 * self.samples)
+        self._wanted_columns = check_whole("columns", given["columns"]) if "columns" in given else 0
+        self._clear()
+
+    @property
+    def time_decay(self) -> int:
+        """Rows of an entity after which a row's weight has fallen to 1/e; a new value counts from the next row on."""
+        return self._time_decay
+
+    @time_decay.setter
+    def time_decay(self, value: int) -> None:
+        self._time_decay = check_whole("time_decay", value)
 
     # --- state -------------------------------------------------------------------------------------
 
+    def _clear(self) -> None:
+        self.columns = 0
+        self.rows_seen = 0
+        self.age = 0.0
+        self._entities: dict[str, None] = {}
+        # Rows that passed the gate and wait for the end of their window: packed points, their numbers and ages.
+        self._waiting: list[tuple[NDArray[np.float32], int, float]] = []
+
     def _allocate(self, columns: int) -> None:
         """Make an empty forest for rows of this many columns."""
-        if not 1 <= columns <= _MAX_COLUMNS:
-            raise BadRows("The number of columns is out of range.", hint=f"Give 1 to {_MAX_COLUMNS} columns.", columns=columns)
+        if not 1 <= columns <= 65_535:
+            raise BadRows("The number of columns is out of range.", hint="Give 1 to 65,535 columns.", columns=columns)
+        if self._wanted_columns and columns != self._wanted_columns:
+            raise BadRows(f"The rows have {columns} columns where {self._wanted_columns} were announced.")
+        self._clear()
         width = -(-columns // kernels.LANES) * kernels.LANES
         self.columns = columns
-        self.rows_seen = 0
-        self.decay_offset = 0.0
         self._tree_records = np.zeros(self.trees, kernels.TREE)
         self._nodes = np.zeros((self.trees, 2 * self.samples - 1), kernels.NODE)
         self._corners = np.zeros((self.trees, 3 * self.samples - 2, width), np.float32)
@@ -103,102 +124,38 @@ class RandomCutForest:
 
     # --- learning ----------------------------------------------------------------------------------
 
-    def fit(self, X: ArrayLike) -> RandomCutForest:  # noqa: N803
+    def fit(self, X: ArrayLike, entities: Sequence[Hashable] | None = None) -> RandomCutForest:  # noqa: N803
         """Forget everything and learn a batch: each tree gets a uniform sample of the rows without replacement.
 
         Args:
             X: rows, shape (n, d), n >= 1; anything that numpy turns into float64. NaN is allowed, infinities are not.
+            entities: whose row each is, n values that differ as text; they set the pace of `time_decay` later.
 
         Raises:
             BadRows: wrong shape or type, an infinity, or a value beyond float32.
         """
+        points = self._fit(X, entities)
+        if self.policy == "gated":
+            step = -(-len(points) // _PRIMING_ROWS)
+            self.gate.prime(self._score_training(points[::step], np.arange(0, len(points), step)))
+        return self
+
+    def _fit(self, X: ArrayLike, entities: Sequence[Hashable] | None) -> NDArray[np.float32]:  # noqa: N803
         rows = as_rows(X)
         refuse_infinities(rows)
         if not len(rows):
             raise BadRows("There is nothing to fit: no rows.", hint="Give at least one row.")
-        points = _pack(rows)
+        points = pack(rows)
+        counts = None if entities is None else check_entities(entities, len(rows))
         self._allocate(rows.shape[1])
+        if counts is not None:
+            self._entities = dict.fromkeys(counts)
         # One block: a tree samples from all rows at once. float32, so half the size of the input.
         self._run(kernels.fit_trees, len(points), *self._arrays(), self._slots, points, np.uint64(self.seed))
         self.rows_seen = len(rows)
-        # Age counts from the end of the batch: row r has age (r - rows_seen) / time_decay.
-        self.decay_offset = -self.rows_seen / self.time_decay
-        return self
+        return points
 
-    def update(self, X: ArrayLike) -> Floats:  # noqa: N803
-        """Score rows one after the other and learn each after its score.
-
-        The first rows of a forest that was never fitted score 0, until a quarter of `samples` has been seen.
-
-        Args:
-            X: rows in order, shape (n, d); d as before, or any for the first rows.
-
-        Returns:
-            Scores, shape (n,), float64: of each row by the forest that had seen all rows before it.
-
-        Raises:
-            BadRows: as `fit`.
-        """
-        return self._learn(X, with_scores=True)
-
-    def partial_fit(self, X: ArrayLike) -> RandomCutForest:  # noqa: N803
-        """Learn rows in order, as `update`, without scoring them."""
-        self._learn(X, with_scores=False)
-        return self
-
-    def _learn(self, X: ArrayLike, *, with_scores: bool) -> Floats:  # noqa: N803
-        rows = as_rows(X, self.columns)
-        refuse_infinities(rows)  # before the first row is learnt, so that all are or none is
-        if not self.columns:
-            self._allocate(rows.shape[1])
-        scores = np.zeros(len(rows))
-        for start, points, partial in self._blocks(rows):
-            self._run(
-                kernels.learn_rows,
-                len(points),
-                *self._arrays(),
-                self._slots,
-                points,
-                self.rows_seen + np.arange(len(points)),
-                (self.rows_seen + np.arange(len(points))) / self.time_decay + self.decay_offset,
-                np.uint64(self.seed),
-                1.0,
-                with_scores,
-                partial,
-            )
-            if with_scores:
-                scores[start : start + len(points)] = self._total(partial)
-                silent = max(0, max(1, self.samples // 4) - self.rows_seen)
-                scores[start : start + min(silent, len(points))] = 0.0
-            self.rows_seen += len(points)
-        return scores
-
-    # --- scoring -----------------------------------------------------------------------------------
-
-    def score_samples(self, X: ArrayLike) -> Floats:  # noqa: N803
-        """Score rows without learning them.
-
-        A row that equals one that a tree sampled scores lower there than an unseen one would; see `fit_score` for
-        training rows.
-
-        Args:
-            X: rows, shape (n, d).
-
-        Returns:
-            Scores, shape (n,), float64, higher is more anomalous, in [0, log2(1 + samples)].
-
-        Raises:
-            ForestNotFitted: the forest has seen no row.
-            BadRows: as `fit`, or a number of columns that differs from the forest's.
-        """
-        rows = self._rows_to_score(X)
-        scores = np.empty(len(rows))
-        for start, points, partial in self._blocks(rows):
-            self._run(kernels.score_rows, len(points), *self._arrays(), points, partial)
-            scores[start : start + len(points)] = self._total(partial)
-        return scores
-
-    def fit_score(self, X: ArrayLike) -> Floats:  # noqa: N803
+    def fit_score(self, X: ArrayLike, entities: Sequence[Hashable] | None = None) -> Floats:  # noqa: N803
         """Fit, and score the training rows as rows that the forest has not seen: the scores to set a threshold on.
 
         A tree that sampled a row would call it known and score it low, which would put the threshold too low. Such a
@@ -207,6 +164,7 @@ class RandomCutForest:
 
         Args:
             X: rows, shape (n, d), n >= 1.
+            entities: as `fit`.
 
         Returns:
             Scores, shape (n,), float64. A single row scores 0: nothing is left to compare it with.
@@ -214,12 +172,83 @@ class RandomCutForest:
         Raises:
             BadRows: as `fit`.
         """
-        rows = as_rows(X)
-        self.fit(rows)
+        points = self._fit(X, entities)
+        scores = self._score_training(points, np.arange(len(points)))
+        if self.policy == "gated":
+            self.gate.prime(scores[:: -(-len(points) // _PRIMING_ROWS)])
+        return scores
+
+    def update(self, X: ArrayLike, entities: Sequence[Hashable] | None = None) -> Floats:  # noqa: N803
+        """Score rows one after the other, and learn after its score each row that the policy lets the forest learn.
+
+        The first rows of a forest that was never fitted score 0, until `output_after` have been seen. `streaming`: each row is
+        scored by the forest that learnt all rows before it. `gated`: rows come in windows of 64, counted from the first row
+        ever; the rows of a window are scored by the forest as it was before the window, and those that pass are learnt at its
+        end.
+
+        Args:
+            X: rows in order, shape (n, d); d as before, or any for the first rows.
+            entities: whose row each is; a row ages all others by 1 / (time_decay * entities seen so far).
+
+        Returns:
+            Scores, shape (n,), float64.
+
+        Raises:
+            BadRows: as `fit`.
+        """
+        return self._learn(X, entities, self.policy, with_scores=True)
+
+    def partial_fit(self, X: ArrayLike, entities: Sequence[Hashable] | None = None) -> RandomCutForest:  # noqa: N803
+        """Learn every row, in order, whatever the policy, without scoring."""
+        self._learn(X, entities, "streaming", with_scores=False)
+        return self
+
+    def learn_one(self, row: ArrayLike) -> float:
+        """`update` with one row, shape (d,); returns its score."""
+        return float(self.update(np.asarray(row, np.float64)[np.newaxis])[0])
+
+    # --- scoring -----------------------------------------------------------------------------------
+
+    def score_samples(self, X: ArrayLike, measure: str = "score") -> Floats:  # noqa: N803
+        """Score rows without learning them.
+
+        A row that equals one that a tree sampled scores lower there than an unseen one would; see `fit_score` for
+        training rows.
+
+        Args:
+            X: rows, shape (n, d).
+            measure: `score`, or one of `scorer.estimates.MEASURES`.
+
+        Returns:
+            Scores, shape (n,), float64, higher is more anomalous (of `depth`: lower), in [0, log2(1 + samples)].
+
+        Raises:
+            ForestNotFitted: the forest has seen no row.
+            BadRows: as `fit`, or a number of columns that differs from the forest's.
+            BadParameter: no such measure.
+        """
+        rows = self._rows_to_score(X)
+        if measure != "score":
+            return self._measure(rows, measure)
         scores = np.empty(len(rows))
-        for start, points, partial in self._blocks(rows):
-            self._run(kernels.score_training_rows, len(points), *self._arrays(), self._slots, points, start, partial)
-            scores[start : start + len(points)] = self._total(partial)
+        for start in range(0, len(rows), self.block_rows):
+            points = pack(rows[start : start + self.block_rows])
+            scores[start : start + len(points)] = self._score(points)
+        return scores
+
+    def _score(self, points: NDArray[np.float32]) -> Floats:
+        partial = np.empty((self._chunks, len(points)))
+        self._run(kernels.score_rows, len(points), *self._arrays(), points, partial)
+        return self._total(partial)
+
+    def _score_training(self, points: NDArray[np.float32], numbers: NDArray[np.int64]) -> Floats:
+        scores = np.empty(len(points))
+        for start in range(0, len(points), self.block_rows):
+            block = np.ascontiguousarray(points[start : start + self.block_rows])
+            partial = np.empty((self._chunks, len(block)))
+            given = *self._arrays(), self._slots, block, numbers[start : start + len(block)]
+            self._run(kernels.score_training_rows, len(block), *given, partial)
+            scores[start : start + len(block)] = self._total(partial)
         return scores
 
     def explain(self, X: ArrayLike) -> tuple[Floats, Floats]:  # noqa: N803
@@ -237,77 +266,15 @@ class RandomCutForest:
         """
         rows = self._rows_to_score(X)
         high, low = np.empty(rows.shape), np.empty(rows.shape)
-        width = self._corners.shape[2]
-        for start, points, partial in self._blocks(rows, (2, width), shrink=8):
+        size = max(1, self.block_rows // 16)
+        for start in range(0, len(rows), size):
+            points = pack(rows[start : start + size])
+            partial = np.empty((self._chunks, len(points), 2, points.shape[1]))
             self._run(kernels.explain_rows, len(points), *self._arrays(), points, self.columns, partial)
             total = self._total(partial)
             high[start : start + len(points)] = total[:, 0, : self.columns]
             low[start : start + len(points)] = total[:, 1, : self.columns]
         return high, low
-
-    # --- checkpoint --------------------------------------------------------------------------------
-
-    def to_bytes(self) -> bytes:
-        """The forest as a checkpoint: whatever it does next, the restored one does the same, bit for bit.
-
-        Boxes are left out, because they follow from the points. `threads` is no part of it.
-
-        Raises:
-            ForestNotFitted: the forest has seen no row.
-        """
-        if not self.columns:
-            raise ForestNotFitted("An empty forest has no state to save.", hint="Call fit or update first.")
-        header = {name: getattr(self, name) for name in _HEADER}
-        first_point = 2 * self.samples - 2
-        arrays = {
-            "trees": self._tree_records,
-            "nodes": self._nodes,
-            "slots": self._slots,
-            "points": self._corners[:, first_point:, : self.columns],
-        }
-        return state.pack(header, arrays)
-
-    @classmethod
-    def from_bytes(cls, data: bytes, *, threads: int = 1) -> RandomCutForest:
-        """The forest that `to_bytes` saved.
-
-        Raises:
-            CheckpointRefused: no checkpoint, a damaged one, one of another version, or one that does not hold a forest.
-        """
-        header, arrays = state.unpack(data)
-        if header.keys() != _HEADER.keys() or any(type(header[name]) is not kind for name, kind in _HEADER.items()):
-            raise CheckpointRefused("The header of the checkpoint is not that of a forest.", fields=sorted(header))
-        try:
-            forest = cls(**{name: header[name] for name in _RANGES if name != "threads"}, threads=threads)
-            forest._allocate(header["columns"])
-        except (BadParameter, BadRows) as error:
-            raise CheckpointRefused(f"The checkpoint holds an impossible parameter: {error.message}") from error
-        forest.rows_seen, forest.decay_offset = header["rows_seen"], header["decay_offset"]
-        points = forest._corners[:, 2 * forest.samples - 2 :, : forest.columns]
-        targets = {"trees": forest._tree_records, "nodes": forest._nodes, "slots": forest._slots, "points": points}
-        found = {name: (array.dtype, array.shape) for name, array in arrays.items()}
-        wanted = {name: (array.dtype, array.shape) for name, array in targets.items()}
-        if found != wanted:
-            raise CheckpointRefused("The arrays of the checkpoint do not fit its header.", found=found, wanted=wanted)
-        for name, target in targets.items():
-            target[...] = arrays[name]
-        forest._check_links()
-        kernels.rebuild_trees(*forest._arrays())
-        return forest
-
-    def _check_links(self) -> None:
-        """Refuse numbers that would lead compiled code outside its arrays."""
-        nodes, slots, trees, leaves = self._nodes, self._slots, self._tree_records, 2 * self.samples - 1
-        links = [nodes[name] for name in ("left", "right", "parent")] + [trees["root"], trees["free_node"], trees["free_leaf"]]
-        inside = all(((link >= kernels.NONE) & (link < leaves)).all() for link in [*links, slots["leaf"]])
-        sizes = ((trees["size"] >= 0) & (trees["size"] <= self.samples)).all()
-        if not (inside and sizes and (nodes["cut_dim"] < self.columns).all()):
-            raise CheckpointRefused("The checkpoint holds links that lead outside the forest.")
-
-    # --- blocks, chunks and threads ----------------------------------------------------------------
-
-    def _arrays(self) -> tuple[Any, Any, Any]:
-        return self._tree_records, self._nodes, self._corners
 
     def _rows_to_score(self, X: ArrayLike) -> Floats:  # noqa: N803
         if not self.rows_seen:
@@ -315,64 +282,3 @@ class RandomCutForest:
         rows = as_rows(X, self.columns)
         refuse_infinities(rows)
         return rows
-
-    @property
-    def _chunks(self) -> int:
-        return -(-self.trees // kernels.CHUNK_TREES)
-
-    def _blocks(
-        self, rows: Floats, shape: tuple[int, ...] = (), shrink: int = 1
-    ) -> Iterator[tuple[int, NDArray[np.float32], Floats]]:
-        """Cut rows into blocks of (first row, packed points, output with one row per chunk)."""
-        size = max(1, _BLOCK_VALUES // (self._corners.shape[2] * shrink))
-        for start in range(0, len(rows), size):
-            points = _pack(rows[start : start + size])
-            yield start, points, np.empty((self._chunks, len(points), *shape))
-
-    def _total(self, partial: Floats) -> Floats:
-        """Mean over the trees of sums by chunk, always added in the same order."""
-        total = partial[0].copy()
-        for part in partial[1:]:
-            total += part
-        mean: Floats = total / self.trees
-        return mean
-
-    def _run(self, kernel: Callable[..., None], rows: int, *arguments: Any) -> None:
-        """Call `kernel(*arguments, first_chunk, last_chunk)` so that every chunk of trees is done once.
-
-        With many rows, `threads` threads share the chunks. Threads and not processes, because the kernels release the
-        interpreter lock and write to shared arrays. Own threads and not numba's, because those abort the process when two
-        threads of Python use them at once.
-        """
-        threads = min(self.threads, self._chunks) if rows >= _ROWS_WORTH_THREADS else 1
-        bounds = [i * self._chunks // threads for i in range(threads + 1)]
-
-        def work(first: int, last: int) -> None:
-            # Without compilation numpy would warn of the wrap-around that the random numbers live on.
-            with np.errstate(over="ignore"):
-                kernel(*arguments, first, last)
-
-        if threads == 1:
-            work(0, self._chunks)
-            return
-        with ThreadPoolExecutor(threads) as pool:
-            for future in [pool.submit(work, *pair) for pair in itertools.pairwise(bounds)]:
-                future.result()
-
-
-def _check_parameter(name: str, value: object) -> int:
-    low, high = _RANGES[name]
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise BadParameter(f"{name} must be a whole number, not {value!r}.", hint=f"Give {low} to {high}.", parameter=name)
-    if not low <= value <= high:
-        raise BadParameter(f"{name} is out of range: {value}.", hint=f"Give {low} to {high}.", parameter=name)
-    return int(value)
-
-
-def _pack(rows: Floats) -> NDArray[np.float32]:
-    """Rows as the kernels want them: float32, padded with zeros to a multiple of LANES, -0.0 as 0.0."""
-    columns = rows.shape[1]
-    points = np.zeros((len(rows), -(-columns // kernels.LANES) * kernels.LANES), np.float32)
-    points[:, :columns] = rows
-    points += np.float32(0.0)
-    return points

@@ -27,7 +27,7 @@ sections 2 and 3 (cuts, insertion, deletion); Efraimidis and Spirakis, "Weighted
 import math
 
 import numpy as np
-from llvmlite import ir  # type: ignore[import-untyped]
+from llvmlite import ir
 from numba import njit
 from numba.core import cgutils, config, types
 from numba.extending import intrinsic
@@ -195,6 +195,7 @@ def _gap_sum_vector(typing_context, corners, low, high, points, row):
         rows = _Rows(context, builder, signature, arguments, (0, 3))
         box_low, box_high = rows.pointer(0, arguments[1]), rows.pointer(0, arguments[2])
         point = rows.pointer(3, arguments[4])
+
         def add_parts(gap):
             total = cgutils.alloca_once_value(builder, _ZEROS)
             with rows.parts() as (index, _):
@@ -354,8 +355,8 @@ else:
 
     @_compiled
     def join(corners, mine, first_low, first_high, second_low, second_high):
-        """Set rows `mine` and `mine` + 1 to the box around two boxes. Returns r, the sum of its side lengths; -r (or -0.0) if that
-        changed the box. Modified in place.
+        """Set rows `mine` and `mine` + 1 to the box around two boxes. Returns r, the sum of its side lengths; -r (or -0.0) if
+        that changed the box. Modified in place.
         """
         return _join_vector(corners, mine, first_low, first_high, second_low, second_high)
 
@@ -731,7 +732,8 @@ def _leaf_term(depth, gap, leaf_mass, total_mass):
 # value(node) = q / (depth + 1) + (1 - q) * value(child), with q = E / (R + E) the probability that the next cut isolates the
 # point at this node, is evaluated from the leaf up to the root. A leaf that differs from the point has R = 0 and q = 1. A box
 # that holds the point has q = 0, which leaves the value as it is to the bit, and so have all boxes above it, unless it is one
-# that knows nothing of a coordinate: they can be left out. The functions below do the same operations in the same order, so that a row's score does not depend on its company.
+# that knows nothing of a coordinate: they can be left out. The functions below do the same operations in the same order, so
+# that a row's score does not depend on its company.
 
 
 @_compiled
@@ -1054,36 +1056,131 @@ def _explain_seen(nodes, corners, points, row, leaf, columns, amount, attributio
 
 
 @_compiled
-def explain_point(tree, nodes, corners, points, row, columns, attribution, shadow, vector):
+def explain_point(tree, nodes, corners, points, row, columns, attribution, shadow, vector, path, gaps):
     """Add the tree's score of the point to `attribution` (2, width) float64, high before low, by coordinate. Modified in place.
 
-    Each term of the sum in `_inverse_depth` is split over the coordinates in proportion to their gaps.
+    Each term of the score is split over the coordinates in proportion to their gaps. `path` (int32) and `gaps` (float64), one
+    entry per level, are scratch.
     """
     root = int(tree["root"])
     if root == NONE:
         return
-    first_leaf = nodes.shape[0] // 2
-    mass = nodes[root]["mass"]
-    alive, depth, node = math.log2(1.0 + mass), 0, root
-    unseen = True
-    while node < first_leaf:
+    mass = int(nodes[root]["mass"])
+    leaf, depth = _find_leaf(nodes, points, row, root, 0)
+    leaf_gap = gap_sum(corners, _low_row(nodes, leaf), _high_row(nodes, leaf), points, row)
+    # Up to the first box that holds the point, then down again, where the parts are known.
+    node, top = int(nodes[leaf]["parent"]), depth
+    unseen = False
+    while node != NONE:
         gap = gap_sum(corners, 2 * node, 2 * node + 1, points, row)
-        depth += 1
-        if gap > 0.0:
-            total = nodes[node]["range_sum"] + gap
-            add_gaps(corners, 2 * node, 2 * node + 1, points, row, alive / (total * depth), attribution)
-            alive *= 1.0 - gap / total
-            unseen = False
-        node = _child(nodes, node, points, row)
-    leaf_row = node + first_leaf
-    gap = gap_sum(corners, leaf_row, leaf_row, points, row)
-    amount = alive * _leaf_term(depth, gap, nodes[node]["mass"], mass)
-    if gap > 0.0:
-        add_gaps(corners, leaf_row, leaf_row, points, row, amount / gap, attribution)
-    elif unseen:
-        _explain_seen(nodes, corners, points, row, node, columns, amount, attribution, shadow, vector)
+        if gap <= 0.0 and _is_whole(corners, 2 * node):
+            break
+        unseen |= gap > 0.0
+        top -= 1
+        path[top], gaps[top] = node, gap
+        node = int(nodes[node]["parent"])
+    alive = math.log2(1.0 + mass)
+    for level in range(top, depth):
+        node, gap = int(path[level]), gaps[level]
+        total = nodes[node]["range_sum"] + gap + _TINY
+        add_gaps(corners, 2 * node, 2 * node + 1, points, row, alive / total * _INVERSE[level], attribution)
+        alive *= 1.0 - gap / total
+    amount = alive * _leaf_term(depth, leaf_gap, nodes[leaf]["mass"], mass)
+    leaf_row = _low_row(nodes, leaf)
+    if leaf_gap > 0.0:
+        add_gaps(corners, leaf_row, leaf_row, points, row, amount / leaf_gap, attribution)
+    elif not unseen:
+        _explain_seen(nodes, corners, points, row, leaf, columns, amount, attribution, shadow, vector)
     else:
         _add_evenly(points, row, columns, amount, attribution)
+
+
+# --- other measures ----------------------------------------------------------------------------------
+
+
+@_compiled
+def measure_point(tree, nodes, corners, points, row, kind):
+    """Expectation over where the point would be split off, were it inserted, of
+    kind 0: its depth;
+    kind 1: its displacement, the mass that it pushes down, as a share of mass + 1 (a known point: damped as in the score);
+    kind 2: its collusive displacement, the largest ratio of the mass of a sibling to the mass of the branch with the point,
+    over the branches that hold it;
+    kind 3: the mass below the place, as a share of the tree's;
+    kind 4: the sum of gaps at the place.
+
+    Nothing is inserted: at each node on its way the point is split off with probability q, else it goes on. Source of kinds 1
+    and 2: Guha et al., definitions 2 and 3; of taking the expectation: the score of the AWS random cut forest library.
+    """
+    root = int(tree["root"])
+    if root == NONE:
+        return 0.0
+    first_leaf, total_mass = nodes.shape[0] // 2, float(nodes[root]["mass"])
+    node, depth, alive, value, collusion = root, 0, 1.0, 0.0, 0.0
+    while True:
+        mass = float(nodes[node]["mass"])
+        gap = gap_sum(corners, _low_row(nodes, node), _high_row(nodes, node), points, row)
+        q = gap / (nodes[node]["range_sum"] + gap + _TINY)
+        found = 0.0
+        if kind == 0:
+            found = depth + 1.0
+        elif kind == 1:
+            found = mass / (1.0 + total_mass)
+        elif kind == 2:
+            found = max(collusion, mass)
+        elif kind == 3:
+            found = mass / total_mass
+        else:
+            found = gap
+        value += alive * q * found
+        alive *= 1.0 - q
+        if node >= first_leaf:
+            if gap <= 0.0:
+                if kind == 0:
+                    found = depth + math.log2(1.0 + mass)
+                elif kind == 1:
+                    found = (1.0 - mass / (2.0 * total_mass)) / (1.0 + mass) / (1.0 + total_mass)
+                elif kind == 2:
+                    found = collusion
+                value += alive * found
+            return value
+        child = _child(nodes, node, points, row)
+        beside = float(nodes[_sibling(nodes, child)]["mass"])
+        collusion = max(collusion, beside / (nodes[child]["mass"] + 1.0))
+        node = child
+        depth += 1
+
+
+@_compiled
+def nearest_leaf(tree, nodes, corners, points, row, stack):
+    """Leaf that the point leads to; where the cut's coordinate is missing both ways are looked at, and the leaf with the
+    smallest sum of gaps over the known coordinates is taken, the first of equals. NONE in an empty tree. `stack` (int32, one
+    entry per node) is scratch.
+    """
+    first_leaf = nodes.shape[0] // 2
+    root = int(tree["root"])
+    best, least = NONE, np.inf
+    top = 0
+    if root != NONE:
+        stack[0] = root
+        top = 1
+    while top > 0:
+        top -= 1
+        node = int(stack[top])
+        gap = gap_sum(corners, _low_row(nodes, node), _high_row(nodes, node), points, row)
+        if gap >= least:
+            continue
+        if node >= first_leaf:
+            best, least = node, gap
+            continue
+        value = points[row, nodes[node]["cut_dim"]]
+        left, right = int(nodes[node]["left"]), int(nodes[node]["right"])
+        if value != value:
+            stack[top], stack[top + 1] = right, left
+            top += 2
+        else:
+            stack[top] = left if value <= nodes[node]["cut_value"] else right
+            top += 1
+    return best
 
 
 # --- blocks of rows: trees in the outer loop, so that a tree stays in the cache while all rows pass through it ---
@@ -1180,23 +1277,24 @@ def learn_rows(
 
 
 @_compiled
-def score_training_rows(trees, nodes, corners, slots, points, first_row, scores, first_chunk, last_chunk):
-    """`score_rows` for rows that the forest was fitted to, numbered from `first_row`: a tree that sampled a row
-    scores it as if it had not.
+def score_training_rows(trees, nodes, corners, slots, points, numbers, scores, first_chunk, last_chunk):
+    """`score_rows` for rows that the forest was fitted to: a tree that sampled a row scores it as if it had not. `numbers`
+    (int64, ascending) are the rows' numbers.
 
     Output modified in place; the trees are as before in the end.
     """
-    leaves = np.empty(points.shape[0], np.int32)
+    n = points.shape[0]
+    leaves = np.empty(n, np.int32)
     for chunk in range(first_chunk, last_chunk):
-        for j in range(points.shape[0]):
-            scores[chunk, j] = 0.0
+        scores[chunk] = 0.0
         for t in range(chunk * CHUNK_TREES, min((chunk + 1) * CHUNK_TREES, trees.shape[0])):
             leaves[:] = NONE
             for i in range(trees[t]["size"]):
-                j = slots[t][i]["row"] - first_row
-                if 0 <= j < points.shape[0]:
+                number = slots[t][i]["row"]
+                j = np.searchsorted(numbers, number)
+                if j < n and numbers[j] == number:
                     leaves[j] = slots[t][i]["leaf"]
-            for j in range(points.shape[0]):
+            for j in range(n):
                 if leaves[j] == NONE:
                     scores[chunk, j] += score_point(trees[t], nodes[t], corners[t], points, j)
                 else:
@@ -1210,11 +1308,33 @@ def explain_rows(trees, nodes, corners, points, columns, attributions, first_chu
     """
     shadow = np.empty((2, points.shape[1]), np.float32)
     vector = np.empty((2, points.shape[1]), np.float64)
+    path, gaps = np.empty(nodes.shape[1], np.int32), np.empty(nodes.shape[1], np.float64)
     for chunk in range(first_chunk, last_chunk):
         attributions[chunk] = 0.0
         for t in range(chunk * CHUNK_TREES, min((chunk + 1) * CHUNK_TREES, trees.shape[0])):
             for j in range(points.shape[0]):
-                explain_point(trees[t], nodes[t], corners[t], points, j, columns, attributions[chunk, j], shadow, vector)
+                explain_point(
+                    trees[t], nodes[t], corners[t], points, j, columns, attributions[chunk, j], shadow, vector, path, gaps
+                )
+
+
+@_compiled
+def measure_rows(trees, nodes, corners, points, kind, values, first_chunk, last_chunk):
+    """values[chunk, j] (float64) = sum over the chunk's trees of `measure_point` of row j. Output modified in place."""
+    for chunk in range(first_chunk, last_chunk):
+        values[chunk] = 0.0
+        for t in range(chunk * CHUNK_TREES, min((chunk + 1) * CHUNK_TREES, trees.shape[0])):
+            for j in range(points.shape[0]):
+                values[chunk, j] += measure_point(trees[t], nodes[t], corners[t], points, j, kind)
+
+
+@_compiled
+def find_nearest_leaves(trees, nodes, corners, points, leaves, first_chunk, last_chunk):
+    """leaves[t, j] (int32) = `nearest_leaf` of row j in tree t. Output modified in place."""
+    stack = np.empty(nodes.shape[1] + 1, np.int32)
+    for t in range(first_chunk * CHUNK_TREES, min(last_chunk * CHUNK_TREES, trees.shape[0])):
+        for j in range(points.shape[0]):
+            leaves[t, j] = nearest_leaf(trees[t], nodes[t], corners[t], points, j, stack)
 
 
 @_compiled

@@ -5,7 +5,7 @@ and of a version that this code knows. Never knows what the arrays mean (`Random
 touches a file or a database.
 
     magic      8 bytes   b"TAILRCF\0"
-    version    u32       1; little-endian, as all numbers
+    version    u32       2; little-endian, as all numbers
     length     u32       bytes of the header
     header     JSON      {"values": {name: number}, "arrays": [{"name", "dtype", "shape"}]}, UTF-8
     arrays     raw       one after the other, C order, little-endian
@@ -24,17 +24,18 @@ import numpy as np
 from scorer import kernels
 from scorer.errors import CheckpointRefused
 
-VERSION = 1
+VERSION = 2
 _MAGIC = b"TAILRCF\0"
 _PREFIX = struct.Struct("<8sII")
 _CHECKSUM_BYTES = 32
 _RETRAIN = "Use an earlier checkpoint, or train the model again."
 _DTYPES = {"tree": kernels.TREE, "node": kernels.NODE, "slot": kernels.SLOT, "<f4": np.dtype("<f4")}
+_DTYPES |= {"<f8": np.dtype("<f8"), "<i8": np.dtype("<i8")}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
-def pack(values: dict[str, int | float], arrays: dict[str, np.ndarray[Any, Any]]) -> bytes:
-    """Checkpoint of named numbers and named arrays; equal input gives equal bytes."""
+def pack(values: dict[str, Any], arrays: dict[str, np.ndarray[Any, Any]]) -> bytes:
+    """Checkpoint of named plain values and named arrays; equal input gives equal bytes."""
     table = [{"name": name, "dtype": _NAMES[array.dtype], "shape": array.shape} for name, array in arrays.items()]
     header = json.dumps({"values": values, "arrays": table}, separators=(",", ":")).encode()
     parts = [_PREFIX.pack(_MAGIC, VERSION, len(header)), header, *(array.tobytes() for array in arrays.values())]

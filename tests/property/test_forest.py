@@ -36,9 +36,9 @@ _SEEDS = st.integers(0, 2**63 - 1)
 _FEW = settings(max_examples=40, deadline=None)
 
 
-def small_forest(seed: int, **parameters: int) -> RandomCutForest:
+def small_forest(seed: int, **parameters: object) -> RandomCutForest:
     """A forest that hypothesis can afford, with more than one chunk of trees."""
-    return RandomCutForest(**{"trees": 6, "samples": 10, "time_decay": 20, **parameters}, seed=seed)
+    return RandomCutForest(**{"trees": 6, "samples": 10, "time_decay": 20, "policy": "streaming", **parameters}, seed=seed)
 
 
 def points_below(node: tuple) -> list[tuple]:

@@ -179,8 +179,8 @@ def test_missing_values_lower_nothing_and_raise_little():
 def test_stream_is_silent_at_first_then_scores():
     """The first samples / 4 rows of a new stream score 0; after a fit every row gets a score."""
     X = normal_rows(200, 3)
-    assert np.flatnonzero(RandomCutForest(trees=5, samples=64).update(X))[0] == 16
-    assert RandomCutForest(trees=5, samples=64).fit(X).update(X).min() > 0.0
+    assert np.flatnonzero(RandomCutForest(trees=5, samples=64, policy="streaming").update(X))[0] == 16
+    assert RandomCutForest(trees=5, samples=64, policy="streaming").fit(X).update(X).min() > 0.0
 
 
 def test_stream_forgets_with_time_decay():

@@ -25,7 +25,7 @@ rng = np.random.default_rng(5)
 rows = rng.normal(size=(70, 9)).round(1)
 rows[rng.random(rows.shape) < 0.05] = np.nan
 rows[20:24] = rows[3]
-forest = RandomCutForest(trees=5, samples=10, time_decay=30, seed=2**63 - 1)
+forest = RandomCutForest(trees=5, samples=10, time_decay=30, seed=2**63 - 1, policy="streaming")
 scores = [forest.fit_score(rows[:30]), forest.update(rows), forest.score_samples(rows), *forest.explain(rows)]
 print(hashlib.sha256(forest.to_bytes()).hexdigest())
 print(hashlib.sha256(b"".join(array.tobytes() for array in scores)).hexdigest())
