@@ -1,0 +1,1 @@
+"""Bytes captured from real servers, and the scripts that captured them."""
