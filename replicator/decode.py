@@ -54,7 +54,8 @@ PLAN = np.dtype(
 )
 # A change of one row. image: its COPY tuple in `out` (op insert and update); key: the key fields of that tuple in
 # `keys`; old_key: the key fields before the change (update and delete). hard_at: in `out`, the raw row image of a change
-# that holds a value which the kernel leaves to Python; 0 bytes otherwise.
+# that holds a value which the kernel leaves to Python; 0 bytes otherwise. flags: of its rows event.
+# In a table without a key an update is two changes, a deletion and an insertion, and deletions have images too.
 CHANGE = np.dtype(
     [
         ("plan", np.int32),
@@ -69,6 +70,7 @@ CHANGE = np.dtype(
         ("key_bytes", np.int32),
         ("old_key_bytes", np.int32),
         ("hard_bytes", np.int32),
+        ("flags", np.int32),
     ],
     align=True,
 )
@@ -98,6 +100,8 @@ SLOT = np.dtype([("table_id", np.int64), ("plan", np.int64)], align=True)
 SLOTS = 1024
 
 INSERT, UPDATE, DELETE = 1, 2, 3
+# A flag of rows events: the session had foreign_key_checks = 0, so nothing cascaded.
+NO_FOREIGN_KEY_CHECKS = 2
 
 # Why consume() returned.
 NEED_DATA, EVENT, FULL, SPLIT, SERVER_ERROR, SERVER_EOF = 0, 1, 2, 3, 4, 5
@@ -108,6 +112,8 @@ AT, CHANGES, TRANSACTIONS, OUT, KEYS, IN_TRANSACTION, SEQ, LOG_POS, CHECKSUM, FI
 EVENT_AT, EVENT_BYTES, EVENT_TYPE, EVENT_TIME, WANTED_BYTES, PLAN_AT_FAULT, PENDING, JOINED = 10, 11, 12, 13, 14, 15, 16, 17
 # BARE: events follow each other without packets and checksums. HOLD: every event is for Python. COMMITS: commits so far.
 BARE, HOLD, COMMITS = 18, 19, 20
+# flags of the rows event at hand
+ROWS_FLAGS = 21
 STATE_CELLS = 24
 
 POSTGRES_EPOCH_S = 946_684_800
@@ -848,6 +854,47 @@ def _put_own_columns(out, o, seq, commit_us):
 
 
 @njit(cache=True, nogil=True)
+def _read_keyless_rows(data, at, end, kind, p, plan, columns, blob, labels, out, keys, changes, state, commit_us, digits):
+    """Read the row images of one rows event of a table without a key, each as a change of its own with the whole tuple.
+
+    Args and returns: as _read_rows, but at is that of the images.
+    """
+    n, o, k, seq = state[CHANGES], state[OUT], state[KEYS], state[SEQ]
+    is_before = kind != INSERT
+    while at < end or (kind == UPDATE and not is_before):
+        if n >= changes.shape[0] or o + 5 * (end - at) + plan.fixed_out > out.shape[0]:
+            return FULL
+        change = changes[n]
+        seq += 1
+        change.plan = p
+        change.op = DELETE if is_before else INSERT
+        change.seq = seq
+        change.commit_us = commit_us
+        change.flags = state[ROWS_FLAGS]
+        change.key_bytes = 0
+        change.old_key_bytes = 0
+        change.hard_bytes = 0
+        change.image = o
+        image_at = at
+        o = _put(out, o, np.int64(plan.columns) + 3, 2)
+        at, o, k, hard, _ = _read_image(data, at, end, plan, columns, blob, labels, True, out, o, keys, k, digits)
+        if at < 0:
+            return MALFORMED
+        o = _put_own_columns(out, o, seq, commit_us)
+        change.image_bytes = o - change.image
+        if hard:
+            change.hard_at = o
+            change.hard_bytes = at - image_at
+            _copy(out, o, data, image_at, at - image_at)
+            o += at - image_at
+        n += 1
+        if kind == UPDATE:
+            is_before = not is_before
+    state[CHANGES], state[OUT], state[SEQ] = n, o, seq
+    return 0
+
+
+@njit(cache=True, nogil=True)
 def _read_rows(data, at, end, kind, p, plan, columns, blob, labels, out, keys, changes, state, commit_us, digits):
     """Read the row images of one rows event.
 
@@ -874,6 +921,11 @@ def _read_rows(data, at, end, kind, p, plan, columns, blob, labels, out, keys, c
             if not (data[at + (i >> 3)] >> (i & 7)) & 1:
                 return PARTIAL_IMAGE
         at += (count + 7) // 8
+    flags = state[ROWS_FLAGS]
+    if plan.keys == 0:
+        return _read_keyless_rows(
+            data, at, end, kind, p, plan, columns, blob, labels, out, keys, changes, state, commit_us, digits
+        )
     while at < end:
         room = 4 * (end - at) + plan.fixed_out
         if n >= changes.shape[0] or o + room > out.shape[0] or k + 2 * room > keys.shape[0]:
@@ -884,6 +936,7 @@ def _read_rows(data, at, end, kind, p, plan, columns, blob, labels, out, keys, c
         change.op = kind
         change.seq = seq
         change.commit_us = commit_us
+        change.flags = flags
         change.hard_bytes = 0
         change.old_key_bytes = 0
         change.key_bytes = 0
@@ -1087,6 +1140,7 @@ def consume(data, end, state, slots, plans, columns, blob, labels, out, keys, ch
                     return UNKNOWN_TABLE
                 plan = plans[slot.plan]
                 state[PLAN_AT_FAULT] = slot.plan
+                state[ROWS_FLAGS] = _little(data, body + 6, 2)
                 if plan.wanted:
                     op = kind - 29 if kind >= 30 else kind - 22
                     code = _read_rows(
@@ -1271,7 +1325,7 @@ def consume_result(data, end, state, p, plan, columns, blob, labels, out, change
         seq = state[SEQ] + 1
         change.plan, change.op, change.seq, change.commit_us = p, INSERT, seq, -1
         change.image = o
-        change.hard_bytes = change.old_key_bytes = change.key_bytes = 0
+        change.hard_bytes = change.old_key_bytes = change.key_bytes = change.flags = 0
         hard = 0
         o = _put(out, o, count + 3, 2)
         for i in range(count):
@@ -1430,13 +1484,110 @@ def gather(rows, changes, source, target):
     return o
 
 
+@njit(cache=True, inline="always", nogil=True)
+def _fields_end(data, at, count):
+    """Where `count` COPY fields from `at` on end."""
+    for _ in range(count):
+        size = _big(data, at, 4)
+        at += 4 + (size if size != 0xFFFFFFFF else 0)
+    return at
+
+
+@njit(cache=True, nogil=True)
+def _hash_fields(data, at, count):
+    """FNV-1a over `count` COPY fields from `at` on, scrambled at the end; int64."""
+    h = np.uint64(0xCBF29CE484222325)
+    for k in range(at, _fields_end(data, at, count)):
+        h = (h ^ np.uint64(data[k])) * np.uint64(0x100000001B3)
+    h = (h ^ (h >> np.uint64(33))) * np.uint64(0xFF51AFD7ED558CCD)
+    return np.int64(h ^ (h >> np.uint64(33)))
+
+
+@njit(cache=True, nogil=True)
+def gather_hashed(rows, changes, source, columns, more, target):
+    """Copy the tuples of the changes `rows` into target, each with the hash of its row and more fields of 8 bytes behind it.
+
+    Args:
+        rows: (n,) int64. source, target: uint8; target is modified in place and has room for 12 (m + 1) bytes more a row.
+        columns: of the source; the hash is over these. more: (n, m) int64.
+
+    Returns:
+        The number of bytes.
+    """
+    o = np.int64(0)
+    for n in range(rows.shape[0]):
+        change = changes[rows[n]]
+        size = np.int64(change.image_bytes)
+        _copy(target, o, source, change.image, size)
+        _put(target, o, np.int64(columns) + 4 + more.shape[1], 2)
+        row_hash = _hash_fields(target, o + 2, columns)
+        o += size
+        o = _put(target, o, 8, 4)
+        o = _put(target, o, row_hash, 8)
+        for m in range(more.shape[1]):
+            o = _put(target, o, 8, 4)
+            o = _put(target, o, more[n, m], 8)
+    return o
+
+
+@njit(cache=True, inline="always", nogil=True)
+def _same_rows(first, second, out, columns):
+    """Whether the tuples of two changes have the same values; _seq and _committed_at, behind the columns, do not count."""
+    one = first.image + 2
+    two = second.image + 2
+    one_end = _fields_end(out, one, columns)
+    two_end = _fields_end(out, two, columns)
+    if one_end - one != two_end - two or not _same(out, one, out, two, one_end - one):
+        return False
+    one = _fields_end(out, one_end, 2)
+    two = _fields_end(out, two_end, 2)
+    rest = first.image + first.image_bytes - one
+    return rest == second.image + second.image_bytes - two and _same(out, one, out, two, rest)
+
+
+@njit(cache=True, nogil=True)
+def cancel(rows, changes, out, columns, kept, groups, buckets):
+    """Let insertions and deletions of equal rows of a table without a key cancel each other, the latest first.
+
+    Args:
+        rows: (n,) int64, indexes of the table's changes, in order; each has an image in `out`.
+        columns: of the source.
+        kept: (n,) uint8, written: 1 for those that remain. Of equal rows only insertions or only deletions remain.
+        groups: (n,) int64, written: the same number for equal rows, the index of the first of them.
+        buckets: (a power of two >= 2 n,) int64, all -1 on entry, modified in place.
+    """
+    changes, out, kept, groups, buckets = _bare(changes), _bare(out), _bare(kept), _bare(groups), _bare(buckets)
+    count = rows.shape[0]
+    # the stack of those that remain of each group
+    top = np.full(count, -1, np.int64)
+    below = np.full(count, -1, np.int64)
+    mask = np.uint64(buckets.shape[0] - 1)
+    for n in range(count):
+        change = changes[rows[n]]
+        b = np.uint64(_hash_fields(out, change.image + 2, columns)) & mask
+        while buckets[b] >= 0 and not _same_rows(changes[rows[buckets[b]]], change, out, columns):
+            b = (b + np.uint64(1)) & mask
+        if buckets[b] < 0:
+            buckets[b] = n
+        group = buckets[b]
+        groups[n] = group
+        last = top[group]
+        if last >= 0 and changes[rows[last]].op != change.op:
+            kept[last] = kept[n] = 0
+            top[group] = below[last]
+        else:
+            kept[n] = 1
+            below[n] = last
+            top[group] = n
+
+
 @njit(cache=True, nogil=True)
 def renumber(changes, out, shift):
     """Add shift to the _seq of changes, in their records and in their tuples in out; both modified in place."""
     for i in range(changes.shape[0]):
         change = changes[i]
         change.seq += shift
-        if change.op != DELETE:
+        if change.image_bytes > 0:
             # behind _seq stand its commit time (length and 8 bytes) and an empty _raw (length)
             _put(out, change.image + change.image_bytes - 24, change.seq, 8)
 
