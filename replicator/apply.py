@@ -22,7 +22,7 @@ from replicator import decode
 from replicator.changes import Batch
 from replicator.errors import TableProblem
 from replicator.position import Position
-from replicator.schema import QUERIES, MirrorTable, Registry, key_object
+from replicator.schema import LIVE, QUERIES, MirrorTable, Registry, key_object
 from replicator.values import finish_rows
 from warehouse.db import Connection, wrap_errors
 from warehouse.errors import TryLater
@@ -163,7 +163,9 @@ class Applier:
         for number in np.unique(work.tables):
             work.current = self.registry.by_number[int(number)]
             rows: Rows = np.nonzero(work.tables == number)[0]
-            if work.current.state in ("Snapshotting", "Synced") and not work.current.resync:
+            if work.current.first_plan:
+                rows = rows[work.changes["plan"][rows] >= work.current.first_plan]
+            if len(rows) and work.current.state in LIVE and not work.current.resync:
                 self._apply_table(work.current, rows, work)
         work.current = None
         with self.conn.pipeline():

@@ -257,8 +257,10 @@ class _Work:
         self._ahead: Prefetch | None = None
 
     def follow(self, stream: Stream, ahead: Prefetch) -> None:
-        """From here on items come from this stream."""
+        """From here on items come from this stream, whose plans are numbered anew."""
         self._stream, self._ahead = stream, ahead
+        for table in self.registry.by_number:
+            table.first_plan = 0
 
     def take(self, item: Item, *, save: bool) -> None:
         """Apply a batch or a statement; after a tick or a batch without changes, save the position where it is time."""
@@ -339,7 +341,9 @@ class _Work:
                 self.seq = copy_table(self.conn, self.source, self.registry, table, self.seq, self.stop)
                 self.progress.note()
             if self._stream is not None:
-                self._stream.renew_choices()
+                first_plan = self._stream.renew_choices()
+                for table in wanted:
+                    table.first_plan = first_plan
         self.save()
 
     def _take_statement(self, statement: Statement) -> None:

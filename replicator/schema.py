@@ -44,6 +44,8 @@ class MirrorTable:
         consistent_from: the position that must be applied before a snapshot is whole; None once it is. Until then
             changes may meet rows that are newer than they, so every change replaces its row.
         resync: a copy was asked for.
+        first_plan: changes decoded by older plans were committed before the last copy began, which brought what they left.
+            Applying some of them late, and not those that were passed over meanwhile, would bring back old values.
         dirty: differs from what warehouse.tables says.
     """
 
@@ -56,6 +58,7 @@ class MirrorTable:
     reason: str | None = None
     consistent_from: Position | None = None
     resync: bool = False
+    first_plan: int = 0
     dirty: bool = field(default=False, repr=False)
 
     @property

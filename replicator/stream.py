@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from pymysqlreplication import BinLogStreamReader
@@ -135,9 +135,10 @@ class Stream:
         # PyMySQL's own close() would send a QUIT and wait for it behind megabytes of events.
         self._reader._stream_connection._force_close()
 
-    def renew_choices(self) -> None:
-        """Ask about every table again, from the next item on."""
+    def renew_choices(self) -> int:
+        """Ask about every table again, from the next item on; the number that the first new plan will have."""
         self._renewed = True
+        return len(self.plans.tables)
 
     @property
     def heard_at(self) -> float:
@@ -166,7 +167,7 @@ class Stream:
             elif code == decode.SPLIT:
                 self._state[decode.JOINED] = self._packets.join_packets()
             elif not self._changes.whole and self._is_huge():
-                yield self._changes.part(self.plans, self.position)
+                yield replace(self._changes.part(self.plans, self.position), files=tuple(self._files))
             elif code == decode.FULL and not self._changes.whole:
                 self._changes.grow()
             elif code == decode.FULL or (code == decode.NEED_DATA and self._is_due(linger_until)):
@@ -208,8 +209,9 @@ class Stream:
 
     def _batch(self) -> Iterator[Batch]:
         """Yield all whole transactions."""
+        files = tuple(self._files)
         self._advance()
-        yield self._changes.batch(self.plans, self.position)
+        yield replace(self._changes.batch(self.plans, self.position), files=files)
 
     def _advance(self) -> None:
         transactions = self._changes.transactions[: self._changes.whole]

@@ -234,3 +234,22 @@ def test_wait_for(pipeline: Pipeline) -> None:
     assert pipeline.fetch("SELECT warehouse.wait_for(%s, %s, '100 ms')", SOURCE, gtids) == [(False,)]
     pipeline.catch_up()
     assert pipeline.fetch("SELECT warehouse.wait_for(%s, %s, '0 s')", SOURCE, gtids) == [(True,)]
+
+
+def test_copies_under_load(pipeline: Pipeline) -> None:
+    """Copies asked for again and again while rows change leave no old value behind."""
+    pipeline.source.execute(
+        "CREATE TABLE t (id INT PRIMARY KEY, n INT)", "INSERT INTO t VALUES " + ", ".join(f"({i}, 0)" for i in range(20))
+    )
+    with pipeline.following():
+        pipeline.wait_until(lambda: pipeline.has_table("t"))
+        with pipeline.source.connect(autocommit=True) as conn, conn.cursor() as cursor:
+            for step in range(600):
+                cursor.execute("UPDATE t SET n = %s WHERE id = %s", (step, step % 20))
+                if step % 25 == 0:
+                    cursor.execute("DELETE FROM t WHERE id = %s", (step % 20,))
+                    cursor.execute("INSERT INTO t VALUES (%s, -1)", (step % 20,))
+                if step % 60 == 0:
+                    pipeline.fetch("SELECT warehouse.resync(%s) IS NULL", f"{pipeline.source.name}.t")
+        pipeline.sync()
+        pipeline.assert_equal("t")
