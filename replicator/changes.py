@@ -34,6 +34,7 @@ class Batch:
         plans: what the changes' plan numbers mean.
         position: the end of the last whole transaction so far. seq: the last _seq given out.
         whole: False for a part: more of the same transaction follows, and nothing of it may be seen before its end.
+        files: the binlog files that the transactions name by their index.
     """
 
     changes: NDArray[np.void]
@@ -44,6 +45,7 @@ class Batch:
     position: Position
     seq: int
     whole: bool = True
+    files: tuple[str, ...] = ()
     home: ChangeBuffer | None = field(default=None, repr=False)
 
     def release(self) -> None:
@@ -133,6 +135,9 @@ class ChangeBuffer:
         """All changes of the unfinished transaction, with their arrays, where no whole one waits."""
         assert not self.whole
         transactions = self.transactions[:1].copy()
+        # as far as it has been read, so that it can be told from those that end before a position
+        transactions["end_pos"], transactions["file"] = self.state[decode.LOG_POS], self.state[decode.FILE]
+        transactions["changes_end"] = self.rows
         batch = Batch(
             self.changes[: self.rows],
             transactions,
