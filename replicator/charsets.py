@@ -105,8 +105,37 @@ class Charsets:
 
         NUL has length 0, because Postgres holds none: such a text is left to Python.
         """
-        texts = [character.encode() for character in self.tables[charset]]
-        return b"".join(bytes([0 if i == 0 else len(text)]) + text.ljust(3, b"\0") for i, text in enumerate(texts))
+        return b"".join(_entry("" if i == 0 else character) for i, character in enumerate(self.tables[charset]))
+
+    def packed_pairs(self, charset: str) -> bytes:
+        """Tables of a set of several bytes for the kernel: 256 entries for single bytes, then 65,536 for two.
+
+        What has length 0 is left to Python: NUL, bytes that are no character, and characters of three and four bytes.
+        """
+        if charset not in _PAIRS:
+            singles = ["", *(self._character(bytes([byte]), charset) for byte in range(1, 256))]
+            pairs = [
+                "" if lead == 0 or singles[lead] else self._character(bytes((lead, trail)), charset)
+                for lead in range(256)
+                for trail in range(256)
+            ]
+            _PAIRS[charset] = b"".join(map(_entry, singles + pairs))
+        return _PAIRS[charset]
+
+    def _character(self, code: bytes, charset: str) -> str:
+        """The character with this code; empty where there is none, or one beyond the basic plane."""
+        text, exact = self.decode(code, charset)
+        return text if exact and len(text) == 1 and text <= "\uffff" else ""
+
+
+# The tables are the same for every server, and take a moment to make.
+_PAIRS: dict[str, bytes] = {}
+
+
+def _entry(character: str) -> bytes:
+    """Four bytes: how many bytes of UTF-8, and these."""
+    text = character.encode()
+    return bytes([len(text)]) + text.ljust(3, b"\0")
 
 
 def _decode(raw: bytes, charset: str, codec: str) -> str:

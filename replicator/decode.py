@@ -20,8 +20,9 @@ from numba.extending import intrinsic
 
 # ---------------------------------------------------------------------------------------------------- dtypes
 # A column of a plan. size: bytes in a row image where fixed, 0 where a length prefix of `prefix` bytes stands before
-# the value. text: 0 UTF-8 passes as it is, 1 by a table of 256 entries, 2 never in the kernel. table: where the column's
-# labels or its character table begin.
+# the value. text: 0 UTF-8 passes as it is, 1 by a table of 256 entries, 2 never in the kernel, 3 by that and one of 65,536
+# entries for two bytes, 4 and 5 UTF-16 with the high byte first and last, 6 UTF-32. table: where the column's labels or its
+# character table begin.
 COLUMN = np.dtype(
     [
         ("kind", np.uint8),
@@ -524,6 +525,75 @@ def _put_null(out, o):
     return _put(out, o, np.int64(0xFFFFFFFF), 4)
 
 
+@njit(cache=True, inline="always", nogil=True)
+def _put_utf8(out, o, code):
+    """Write a character of more than seven bits, or fewer, as UTF-8; the offset after it."""
+    if code < 0x80:
+        out[o] = code
+        return o + 1
+    if code < 0x800:
+        out[o] = 0xC0 | code >> 6
+        out[o + 1] = 0x80 | code & 0x3F
+        return o + 2
+    if code < 0x10000:
+        out[o] = 0xE0 | code >> 12
+        out[o + 1] = 0x80 | (code >> 6) & 0x3F
+        out[o + 2] = 0x80 | code & 0x3F
+        return o + 3
+    out[o] = 0xF0 | code >> 18
+    out[o + 1] = 0x80 | (code >> 12) & 0x3F
+    out[o + 2] = 0x80 | (code >> 6) & 0x3F
+    out[o + 3] = 0x80 | code & 0x3F
+    return o + 4
+
+
+@njit(cache=True, nogil=True)
+def _put_wide(data, at, size, text, out, o):
+    """Write UTF-16 (text 4: the high byte first, 5: last) or UTF-32 (6) as UTF-8; see _put_text."""
+    start = o
+    o += 4
+    end = at + size
+    unit = 4 if text == 6 else 2
+    if size % unit:
+        return _put_null(out, start), 1
+    while at < end:
+        code = _load2(data, at) if text == 5 else _big(data, at, unit)
+        at += unit
+        if text != 6 and 0xD800 <= code < 0xDC00 and at < end:
+            low = _load2(data, at) if text == 5 else _big(data, at, 2)
+            if 0xDC00 <= low < 0xE000:
+                code = 0x10000 + ((code - 0xD800) << 10) + (low - 0xDC00)
+                at += 2
+        if code == 0 or 0xD800 <= code < 0xE000 or code > 0x10FFFF:
+            return _put_null(out, start), 1
+        o = _put_utf8(out, o, code)
+    _put(out, start, o - start - 4, 4)
+    return o, 0
+
+
+@njit(cache=True, nogil=True)
+def _put_pairs(column, data, at, size, out, o, blob):
+    """Write text of one and two bytes a character, by a table of 256 entries and one of 65,536; see _put_text."""
+    start = o
+    o += 4
+    end = at + size
+    while at < end:
+        entry = column.table + 4 * np.int64(data[at])
+        count = blob[entry]
+        if count == 0 and at + 1 < end:
+            entry = column.table + 4 * (256 + _big(data, at, 2))
+            count = blob[entry]
+            at += 1
+        at += 1
+        if count == 0:
+            return _put_null(out, start), 1
+        for n in range(count):
+            out[o] = blob[entry + 1 + n]
+            o += 1
+    _put(out, start, o - start - 4, 4)
+    return o, 0
+
+
 @njit(cache=True, nogil=True)
 def _put_text(column, data, at, size, out, o, blob):
     """Write text or bytes of `size` bytes; a text that the kernel leaves to Python is written as NULL.
@@ -560,6 +630,10 @@ def _put_text(column, data, at, size, out, o, blob):
                 o += 1
         _put(out, start, o - start - 4, 4)
         return o, 0
+    if column.text == 3:
+        return _put_pairs(column, data, at, size, out, o, blob)
+    if column.text >= 4:
+        return _put_wide(data, at, size, column.text, out, o)
     return _put_null(out, o), 1
 
 

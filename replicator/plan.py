@@ -25,7 +25,8 @@ _FIXED_BYTES = {
 }  # fmt: skip
 _BEHIND_LENGTH = frozenset({Kind.TEXT, Kind.BYTES, Kind.JSON, Kind.GEOMETRY, Kind.VECTOR, Kind.UUID, Kind.INET})
 _TIME_BYTES = {Kind.TIME: 3, Kind.DATETIME: 5, Kind.TIMESTAMP: 4}
-TEXT_AS_IT_IS, TEXT_BY_TABLE, TEXT_BY_PYTHON = 0, 1, 2
+TEXT_AS_IT_IS, TEXT_BY_TABLE, TEXT_BY_PYTHON, TEXT_BY_PAIRS = 0, 1, 2, 3
+_WIDE = {"utf16": 4, "ucs2": 4, "utf16le": 5, "utf32": 6}
 SLACK_BYTES = 64
 # Far more than one statement can name.
 _KEPT_IDS = 1 << 16
@@ -166,8 +167,12 @@ class Plans:
     def _text(self, charset: str) -> tuple[int, int]:
         if charset in UTF8:
             return TEXT_AS_IT_IS, 0
-        if charset not in self.charsets.tables:
+        if charset in _WIDE:
+            return _WIDE[charset], 0
+        if not self.charsets.covers(charset):
             return TEXT_BY_PYTHON, 0
+        by_table = charset in self.charsets.tables
         if charset not in self._charset_at:
-            self._charset_at[charset] = self._store(self.charsets.packed(charset))
-        return TEXT_BY_TABLE, self._charset_at[charset]
+            table = self.charsets.packed(charset) if by_table else self.charsets.packed_pairs(charset)
+            self._charset_at[charset] = self._store(table)
+        return TEXT_BY_TABLE if by_table else TEXT_BY_PAIRS, self._charset_at[charset]

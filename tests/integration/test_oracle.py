@@ -254,6 +254,8 @@ KEYS = [
     ("DECIMAL(20,6)", lambda n: f"{n - 5}.5"),
     ("VARCHAR(40) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin", lambda n: f"ключ {n}"),
     ("CHAR(20) CHARACTER SET latin1", lambda n: f"clé {n}"),
+    ("VARCHAR(40) CHARACTER SET gbk COLLATE gbk_bin", lambda n: f"键 {n}"),
+    ("CHAR(9) CHARACTER SET utf16 COLLATE utf16_bin", lambda n: f"😀é {n}"),
     ("VARBINARY(20)", lambda n: bytes([255 - n, 0, n])),
     ("BINARY(8)", lambda n: bytes([n, 0, 0])),
     ("DATETIME(3)", lambda n: f"2024-01-{n + 1:02} 00:00:00.123"),

@@ -1,8 +1,12 @@
 """Text of the source's character sets, where the servers' tables are not those of Python's codecs."""
 
+import numpy as np
 import pytest
 
+from replicator import decode
 from replicator.charsets import Charsets
+from replicator.plan import Plans
+from replicator.typemap import Column, Kind
 
 CHARSETS = Charsets({}, {"latin1": ["", *map(chr, range(1, 256))]})
 
@@ -57,3 +61,48 @@ def test_packed_table_leaves_nul_to_python() -> None:
     assert len(packed) == 1024
     assert packed[:4] == bytes(4)
     assert packed[4 * 0xE9 : 4 * 0xE9 + 4] == b"\x02\xc3\xa9\0"
+
+
+@pytest.mark.parametrize("charset", ["big5", "cp932", "eucjpms", "euckr", "gb18030", "gb2312", "gbk", "sjis", "ujis"])
+def test_kernel_reads_two_bytes_as_the_codec_does(charset: str) -> None:
+    """Every code of one and two bytes, alone and between others: the kernel's text is the codec's, or it is left to Python."""
+    codes = [bytes([byte]) for byte in range(256)] + [bytes((lead, trail)) for lead in range(0x80, 256) for trail in range(256)]
+    read = sum(check_kernel(charset, b"a" + code + b"z") for code in codes)
+    assert read > 5000
+
+
+@pytest.mark.parametrize(
+    ("charset", "codec"), [("utf16", "utf-16-be"), ("ucs2", "utf-16-be"), ("utf16le", "utf-16-le"), ("utf32", "utf-32-be")]
+)
+def test_kernel_reads_wide_characters_as_the_codec_does(charset: str, codec: str) -> None:
+    """Characters of one to four bytes of UTF-8, the borders between them, lone surrogates, odd lengths and NUL."""
+    texts = ["", "a", "\x7f\x80", "\u07ff\u0800", "\ud7ff\ue000\uffff", "\U00010000\U0010ffff", "你😀é"]
+    for text in texts:
+        assert check_kernel(charset, text.encode(codec))
+    for text in ("\ud800", "a\udc00b", "\udc00\ud800", "\ud83d"):
+        check_kernel(charset, text.encode(codec, "surrogatepass"))
+    for raw in (b"\0", b"\0a\0", b"\0\0", b"\0\x11\0\0", b"\xff\xff\xff\xff", b"\0\0\0\0"):
+        check_kernel(charset, raw)
+
+
+def check_kernel(charset: str, raw: bytes) -> bool:
+    """Whether the kernel read the text, which then is what the codec reads; what it leaves is not plain."""
+    column = Column("c", Kind.TEXT, charset=charset, length_bytes=2)
+    if charset not in PLANS:
+        PLANS[charset] = Plans(CHARSETS)
+        PLANS[charset].add((column,), (), wanted=True, table=0)
+    plans = PLANS[charset]
+    out = np.zeros(4 * len(raw) + 64, np.uint8)
+    data = np.frombuffer(raw + bytes(8), np.uint8)
+    end, left = decode._put_text(plans.columns[0], data, 0, len(raw), out, 0, plans.blob)
+    text, exact = CHARSETS.decode(raw, charset)
+    if left:
+        assert out[:4].tobytes() == b"\xff\xff\xff\xff"
+        return False
+    assert exact
+    assert out[4:end].tobytes() == text.encode()
+    assert int.from_bytes(out[:4].tobytes(), "big") == end - 4
+    return True
+
+
+PLANS: dict[str, Plans] = {}
