@@ -55,7 +55,9 @@ def main() -> None:
         compare(
             report, "updates_vs_stage_upsert", rows, rounds,
             ours=lambda: timed(plant, lambda: fill(plant, table, inserts, middle), lambda: replicate(plant)),
-            theirs=lambda: timed(plant, lambda: fill(plant, table, inserts, middle), lambda: upsert_alone(plant, table, updates)),
+            theirs=lambda: timed(
+                plant, lambda: fill(plant, table, inserts, middle), lambda: upsert_alone(plant, table, updates)
+            ),
             peer="COPY to a stage and one upsert", aim=1.0,
         )  # fmt: skip
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

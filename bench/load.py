@@ -1,0 +1,124 @@
+"""Freshness under a steady load of single-row transactions, servers included.
+
+`python bench/load.py [--quick] [--rate 3000] [--seconds 60]`. A process of its own replicates; rows are inserted one per
+transaction at a fixed rate; every few milliseconds the checkpoint is read, which says up to which change the mirror is
+complete. A row's freshness is the time from its commit at the source to the first look that found it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+from _plant import MEASUREMENTS, NAME, Plant, running_plant
+
+from bench.report import Report
+
+BURST_S = 0.01
+LOOK_S = 0.002
+AIM_MS = 1000.0
+
+
+def main() -> None:
+    """Measure and report."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="10 seconds of load")
+    parser.add_argument("--rate", type=int, default=3000, help="transactions per second")
+    parser.add_argument("--seconds", type=float, default=60)
+    args = parser.parse_args()
+    seconds = 10 if args.quick else args.seconds
+    report = Report(f"{args.rate:,} single-row transactions per second for {seconds:g} s")
+    with running_plant(report.note) as plant:
+        service = start_replicator(plant)
+        try:
+            rate, fresh_ms = measure(plant, args.rate, seconds)
+        finally:
+            service.send_signal(signal.SIGTERM)
+            service.wait(30)
+    median, p99 = np.percentile(fresh_ms, [50, 99])
+    report.add("load_transactions", rate, "tx/s", against=f"asked for: {args.rate:,}", ratio=rate / args.rate)
+    report.add("load_freshness_median", float(median), "ms")
+    report.add("load_freshness_p99", float(p99), "ms", against="aim 1,000 ms", ratio=AIM_MS / float(p99), aim=1.0)
+    report.add("load_freshness_worst", float(fresh_ms.max()), "ms")
+    report.finish()
+
+
+def start_replicator(plant: Plant) -> subprocess.Popen[bytes]:
+    """The replicator as a process, streaming."""
+    source, warehouse = plant.settings.source, plant.settings.warehouse
+    given = {
+        "SOURCE__PORT": source.port, "SOURCE__USER": source.user, "SOURCE__PASSWORD": source.read_password(),
+        "SOURCE__TABLES": NAME, "WAREHOUSE__PORT": warehouse.port, "WAREHOUSE__USER": warehouse.user,
+        "WAREHOUSE__PASSWORD": warehouse.read_password(), "WAREHOUSE__DBNAME": warehouse.dbname, "LOG__LEVEL": "warning",
+    }  # fmt: skip
+    environment = os.environ | {f"TAILRACE__{name}": str(value) for name, value in given.items()}
+    root = Path(__file__).resolve().parents[1]
+    service = subprocess.Popen([sys.executable, "-m", "replicator", "run"], cwd=root, env=environment)
+    with plant.warehouse() as conn:
+        while conn.execute("SELECT FROM warehouse.sources WHERE state = 'Streaming'").fetchone() is None:
+            assert service.poll() is None, "the replicator ended"
+            time.sleep(0.1)
+    return service
+
+
+def measure(plant: Plant, rate: int, seconds: float) -> tuple[float, np.ndarray]:
+    """The rate that was reached, and the freshness of every row, milliseconds."""
+    looks: list[tuple[float, int]] = []
+    done = threading.Event()
+    watcher = threading.Thread(target=watch, args=(plant, looks, done))
+    insert(plant, rate, 1.0, first=1)
+    watcher.start()
+    began = time.time()
+    rows = insert(plant, rate, seconds, first=rate * 10)
+    took = time.time() - began
+    with plant.warehouse() as conn:
+        while conn.execute(f"SELECT count(*) FROM {NAME} WHERE id >= {rate * 10}").fetchone() != (rows,):
+            time.sleep(0.2)
+        time.sleep(1)
+        done.set()
+        watcher.join()
+        found = conn.execute(
+            f"SELECT _seq, extract(epoch FROM _committed_at)::float8 FROM {NAME} WHERE id >= {rate * 10} ORDER BY _seq"
+        ).fetchall()
+    seqs, committed = np.array(found).T
+    times, upto = np.array(looks).T
+    return rows / took, (times[np.searchsorted(upto, seqs)] - committed) * 1000
+
+
+def watch(plant: Plant, looks: list[tuple[float, int]], done: threading.Event) -> None:
+    """Note up to which change the mirror is complete, each time that this moves."""
+    with plant.warehouse() as conn:
+        while not done.wait(LOOK_S):
+            row = conn.execute("SELECT seq FROM warehouse.checkpoint").fetchone()
+            if row and (not looks or row[0] > looks[-1][1]):
+                looks.append((time.time(), row[0]))
+
+
+def insert(plant: Plant, rate: int, seconds: float, first: int) -> int:
+    """Insert rows one per transaction, in bursts of 10 ms; how many."""
+    burst = max(1, round(rate * BURST_S))
+    values = ", ".join("ROUND(RAND() * 100, 4)" for _ in MEASUREMENTS)
+    with plant.connect() as conn, conn.cursor() as cursor:
+        cursor.execute("DROP PROCEDURE IF EXISTS plant.burst")
+        cursor.execute(
+            "CREATE PROCEDURE plant.burst (first BIGINT, n BIGINT) BEGIN DECLARE i BIGINT DEFAULT 0;"
+            f" WHILE i < n DO INSERT INTO {NAME} VALUES (first + i, 1, i % 100, 1, NOW(3), {values});"
+            " SET i = i + 1; END WHILE; END"
+        )
+        began = time.perf_counter()
+        bursts = round(seconds / BURST_S)
+        for n in range(bursts):
+            cursor.execute(f"CALL plant.burst({first + n * burst}, {burst})")
+            time.sleep(max(0.0, began + (n + 1) * BURST_S - time.perf_counter()))
+    return bursts * burst
+
+
+if __name__ == "__main__":
+    main()
