@@ -6,8 +6,11 @@ Owns the workload. Never measures anything.
 from __future__ import annotations
 
 import contextlib
+import os
+import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,13 +115,13 @@ def create_table(plant: Plant) -> None:
         )
 
 
-def insert_many(plant: Plant, rows: int, first: int = 1) -> None:
-    """Insert rows in transactions of 25,000, which the server logs as events of many rows."""
+def insert_many(plant: Plant, rows: int, first: int = 1, *, at_once: int = ROWS_A_TRANSACTION) -> None:
+    """Insert rows in transactions of so many, which the server logs as events of many rows."""
     values = ", ".join(f"ROUND(RAND({n}) * {100 + 37 * n}, 4)" for n in range(len(MEASUREMENTS)))
     with plant.connect() as conn, conn.cursor() as cursor:
         cursor.execute("SET SESSION cte_max_recursion_depth = 10000000")
-        for start in range(first, first + rows, ROWS_A_TRANSACTION):
-            last = min(start + ROWS_A_TRANSACTION, first + rows) - 1
+        for start in range(first, first + rows, at_once):
+            last = min(start + at_once, first + rows) - 1
             cursor.execute(
                 f"INSERT INTO {NAME} WITH RECURSIVE n (i) AS (SELECT {start} UNION ALL SELECT i + 1 FROM n WHERE i < {last})"
                 f" SELECT i, i % 7, i % 100, i DIV 100, NOW(3), {values} FROM n"
@@ -136,6 +139,25 @@ def insert_singly(plant: Plant, rows: int, first: int) -> None:
             " SET i = i + 1; END WHILE; END"
         )
         cursor.execute(f"CALL plant.insert_singly({first}, {first + rows - 1})")
+
+
+def start_replicator(plant: Plant) -> subprocess.Popen[bytes]:
+    """The replicator as a process, streaming."""
+    source, warehouse = plant.settings.source, plant.settings.warehouse
+    given = {
+        "SOURCE__PORT": source.port, "SOURCE__USER": source.user, "SOURCE__PASSWORD": source.read_password(),
+        "SOURCE__TABLES": NAME, "WAREHOUSE__PORT": warehouse.port, "WAREHOUSE__USER": warehouse.user,
+        "WAREHOUSE__PASSWORD": warehouse.read_password(), "WAREHOUSE__DBNAME": warehouse.dbname, "LOG__LEVEL": "warning",
+    }  # fmt: skip
+    environment = os.environ | {f"TAILRACE__{name}": str(value) for name, value in given.items()}
+    service = subprocess.Popen(
+        [sys.executable, "-m", "replicator", "run"], cwd=Path(__file__).resolve().parents[1], env=environment
+    )
+    with plant.warehouse() as conn:
+        while conn.execute("SELECT FROM warehouse.sources WHERE state = 'Streaming'").fetchone() is None:
+            assert service.poll() is None, "the replicator ended"
+            time.sleep(0.1)
+    return service
 
 
 class Wanted:

@@ -8,16 +8,12 @@ complete. A row's freshness is the time from its commit at the source to the fir
 from __future__ import annotations
 
 import argparse
-import os
 import signal
-import subprocess
-import sys
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
-from _plant import MEASUREMENTS, NAME, Plant, running_plant
+from _plant import MEASUREMENTS, NAME, Plant, running_plant, start_replicator
 
 from bench.report import Report
 
@@ -48,24 +44,6 @@ def main() -> None:
     report.add("load_freshness_p99", float(p99), "ms", against="aim 1,000 ms", ratio=AIM_MS / float(p99), aim=1.0)
     report.add("load_freshness_worst", float(fresh_ms.max()), "ms")
     report.finish()
-
-
-def start_replicator(plant: Plant) -> subprocess.Popen[bytes]:
-    """The replicator as a process, streaming."""
-    source, warehouse = plant.settings.source, plant.settings.warehouse
-    given = {
-        "SOURCE__PORT": source.port, "SOURCE__USER": source.user, "SOURCE__PASSWORD": source.read_password(),
-        "SOURCE__TABLES": NAME, "WAREHOUSE__PORT": warehouse.port, "WAREHOUSE__USER": warehouse.user,
-        "WAREHOUSE__PASSWORD": warehouse.read_password(), "WAREHOUSE__DBNAME": warehouse.dbname, "LOG__LEVEL": "warning",
-    }  # fmt: skip
-    environment = os.environ | {f"TAILRACE__{name}": str(value) for name, value in given.items()}
-    root = Path(__file__).resolve().parents[1]
-    service = subprocess.Popen([sys.executable, "-m", "replicator", "run"], cwd=root, env=environment)
-    with plant.warehouse() as conn:
-        while conn.execute("SELECT FROM warehouse.sources WHERE state = 'Streaming'").fetchone() is None:
-            assert service.poll() is None, "the replicator ended"
-            time.sleep(0.1)
-    return service
 
 
 def measure(plant: Plant, rate: int, seconds: float) -> tuple[float, np.ndarray]:
