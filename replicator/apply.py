@@ -6,7 +6,6 @@ Owns every write to the mirror but the snapshot's.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,7 +19,10 @@ from psycopg import sql
 
 from replicator import decode
 from replicator.changes import Batch
+from replicator.copied import leave_out_copied
+from replicator.copy_binary import COPY_HEADER, COPY_TRAILER, copy_statement, copy_tuples
 from replicator.errors import TableProblem
+from replicator.multiset import delete_rows, make_stage, net, pack
 from replicator.position import Position
 from replicator.schema import LIVE, QUERIES, MirrorTable, Registry, key_object
 from replicator.values import finish_rows
@@ -28,9 +30,6 @@ from warehouse.db import Connection, wrap_errors
 from warehouse.errors import TryLater
 
 log = structlog.get_logger()
-
-COPY_HEADER = b"PGCOPY\n\xff\r\n\0" + struct.pack("!ii", 0, 0)
-COPY_TRAILER = struct.pack("!h", -1)
 
 Rows = NDArray[np.int64]
 
@@ -165,6 +164,8 @@ class Applier:
             rows: Rows = np.nonzero(work.tables == number)[0]
             if work.current.first_plan:
                 rows = rows[work.changes["plan"][rows] >= work.current.first_plan]
+            if work.current.exact and work.current.consistent_from is not None:
+                rows = leave_out_copied(work.batch, rows, work.current.consistent_from)
             if len(rows) and work.current.state in LIVE and not work.current.resync:
                 self._apply_table(work.current, rows, work)
         work.current = None
@@ -231,21 +232,42 @@ class Applier:
     def _apply_table(self, table: MirrorTable, rows: Rows, work: _Work) -> None:
         changes, keys = work.changes, work.batch.keys
         operations = np.bincount(changes["op"][rows], minlength=4)
-        if not table.overlaps and operations[decode.INSERT] == len(rows):
+        raw_rows = int(work.raw[rows].sum())
+        if not table.key:
+            images, removed, raw_rows = self._apply_multiset(table, rows, work)
+        elif not table.overlaps and operations[decode.INSERT] == len(rows):
             removed, images = 0, rows
         else:
             entries = self._fold(rows, changes, keys)
             touched = np.nonzero((entries["fresh"] == 0) | table.overlaps)[0]
             removed = self._delete_keys(table, touched, entries, keys) if len(touched) else 0
             images = np.sort(entries["last"][entries["last"] >= 0])
-        if len(images):
+        if len(images) and table.key:
             self._copy(table, images, changes, work.out)
         inserted, updated, deleted = (int(operations[op]) for op in (decode.INSERT, decode.UPDATE, decode.DELETE))
         last = changes[rows[-1]]
         self._counts.append(
-            self._count(table, len(images) - removed, inserted, updated, deleted, int(work.raw[rows].sum()), int(last["seq"]),
+            self._count(table, len(images) - removed, inserted, updated, deleted, raw_rows, int(last["seq"]),
                         int(last["commit_us"]), work.batch.position)
         )  # fmt: skip
+
+    def _apply_multiset(self, table: MirrorTable, rows: Rows, work: _Work) -> tuple[Rows, int, int]:
+        """Write the changes of a table without a key; the rows that came, how many went, and how many came with a _raw.
+
+        Raises:
+            MirrorDiverged: a row to be deleted is not there.
+        """
+        columns = len(table.columns)
+        images, deletions, groups = net(rows, work.changes, work.out, columns)
+        if len(deletions):
+            stage = self._stage(table)
+            removed = delete_rows(self.conn, self.registry.name, table, stage, deletions, groups, work.changes, work.out)
+            if removed != len(deletions):
+                raise MirrorDiverged(f"{len(deletions) - removed} deleted rows are not in the mirror")
+        if len(images):
+            copy_tuples(self.conn, copy_statement(table), pack(images, work.changes, work.out, columns))
+        came = rows[work.changes["op"][rows] == decode.INSERT]
+        return images, len(deletions), int(work.raw[came].sum())
 
     def _fold(self, rows: Rows, changes: NDArray[np.void], keys: NDArray[np.uint8]) -> NDArray[np.void]:
         entries: NDArray[np.void] = np.zeros(2 * len(rows), decode.ENTRY)
@@ -279,8 +301,11 @@ class Applier:
         """An empty temporary table of the key's columns."""
         stage = sql.Identifier("pg_temp", f"stage_{table.number}")
         types = {column["mirror_name"]: column["mirror_type"] for column in table.columns}
-        signature = f"{table.key_names} {[types[name] for name in table.key_names]}"
-        if self._staged.get(table.number) != signature:
+        signature = f"{table.key_names} {[types[name] for name in table.key_names or types]}"
+        if self._staged.get(table.number) != signature and not table.key:
+            make_stage(self.conn, table, f"stage_{table.number}")
+            self._staged[table.number] = signature
+        elif self._staged.get(table.number) != signature:
             parts = [sql.SQL("m.{}").format(name) for name in table.key_identifiers]
             self.conn.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(stage))
             self.conn.execute(
@@ -336,13 +361,6 @@ class Applier:
 
         out, raw = finish_rows(batch.plans, changes, batch.out, is_result=False, reject=reject)
         return out, changes, raw
-
-
-def copy_statement(table: MirrorTable) -> sql.Composed:
-    """COPY into a mirror, columns named, because a mirror may also have columns that the source has no longer."""
-    names = [sql.Identifier(column["mirror_name"]) for column in table.columns]
-    own = [sql.Identifier("_seq"), sql.Identifier("_committed_at"), sql.Identifier("_raw")]
-    return sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(table.identifier, sql.SQL(", ").join([*names, *own]))
 
 
 def _instant(commit_us: int) -> datetime:

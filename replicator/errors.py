@@ -61,3 +61,7 @@ class MissingMetadata(TableProblem):
 
 class MalformedValue(TableProblem):
     """A value in a row image is not as its type's format says."""
+
+
+class LockRefused(TableProblem):
+    """A table whose copy must be read at one position cannot be locked for a moment."""

@@ -43,7 +43,7 @@ WHERE source = %(source)s
 UPDATE warehouse.checkpoint SET seq = greatest(seq, %(seq)s) WHERE source = %(source)s
 
 -- name: read_tables
-SELECT table_name, mirror, state, columns, key_columns, consistent_from, resync_requested
+SELECT table_name, mirror, state, columns, key_columns, consistent_from, consistent_copy, resync_requested
 FROM warehouse.tables WHERE source = %(source)s
 
 -- name: write_table
@@ -69,7 +69,7 @@ UPDATE warehouse.tables SET resync_requested = false WHERE source = %(source)s A
 -- name: finish_snapshot
 UPDATE warehouse.tables
 SET rows = %(rows)s, inserted = inserted + %(rows)s, raw_rows = %(raw_rows)s, seq = greatest(seq, %(seq)s),
-    consistent_from = %(consistent_from)s, resync_requested = false, position = %(consistent_from)s
+    consistent_from = %(consistent_from)s, consistent_copy = %(exact)s, resync_requested = false, position = %(consistent_from)s
 WHERE source = %(source)s AND table_name = %(table)s
 
 -- name: mark_consistent

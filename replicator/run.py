@@ -382,7 +382,9 @@ class _Work:
                     registry.discover(intent.new_name)
                 else:
                     registry.require_resync(target, SchemaChanged(f"the source renamed {intent.table} to this name"))
-        elif intent.action == "truncate" and table is not None and table.state in ("Snapshotting", "Synced"):
+        elif intent.action == "truncate" and table is not None and table.state in LIVE:
+            if table.exact and table.consistent_from is not None and table.consistent_from.covers(statement.position):
+                return
             self.seq = self.applier.empty(table, statement.position, self.seq, statement.commit_us)
             self.saved = True
         elif intent.action in ("alter", "alter rows") and table is not None:

@@ -22,7 +22,7 @@ from replicator.position import Flavor, Position, parse_position
 from replicator.source import Source, SourceTable
 from replicator.stream import Choice
 from replicator.tablemap import TableMap
-from replicator.typemap import OWN_COLUMNS, OWN_SCHEMAS, Column, Kind, mirror_identifier, recognize
+from replicator.typemap import OWN_COLUMNS, OWN_SCHEMAS, ROW_HASH, Column, Kind, mirror_identifier, recognize
 from warehouse.db import Connection, read_queries
 
 log = structlog.get_logger()
@@ -40,9 +40,10 @@ class MirrorTable:
         number: by which changes name the table.
         name, mirror: database.table at the source, schema.table here.
         columns: source name, source type and mirror type of each column, in the source's order.
-        key: source names of the columns that identify a row.
+        key: source names of the columns that identify a row; empty where nothing does, and the mirror is a multiset.
         consistent_from: the position that must be applied before a snapshot is whole; None once it is. Until then
             changes may meet rows that are newer than they, so every change replaces its row.
+        exact: the snapshot was read as of consistent_from, so that changes up to there are left out instead.
         resync: a copy was asked for.
         first_plan: changes decoded by older plans were committed before the last copy began, which brought what they left.
             Applying some of them late, and not those that were passed over meanwhile, would bring back old values.
@@ -57,6 +58,7 @@ class MirrorTable:
     key: list[str]
     reason: str | None = None
     consistent_from: Position | None = None
+    exact: bool = False
     resync: bool = False
     first_plan: int = 0
     dirty: bool = field(default=False, repr=False)
@@ -77,9 +79,15 @@ class MirrorTable:
         return [column["mirror_name"] for column in self.columns if column["name"] in self.key]
 
     @property
+    def own_columns(self) -> tuple[str, ...]:
+        """The mirror's columns that the source does not have, as COPY tuples end with them."""
+        own = ("_seq", "_committed_at", "_raw")
+        return own if self.key else (*own, ROW_HASH)
+
+    @property
     def overlaps(self) -> bool:
         """True while changes may meet rows that a snapshot already brought."""
-        return self.state == "Snapshotting"
+        return self.state == "Snapshotting" and not self.exact
 
     def is_like(self, columns: Sequence[Column]) -> bool:
         """Whether rows with these columns fit the mirror as it is."""
@@ -121,12 +129,12 @@ class Registry:
 
     def load(self, conn: Connection) -> None:
         """Read the states that earlier runs left, and find the tables that are new at the source."""
-        for name, mirror, state, columns, key, consistent_from, resync in conn.execute(
+        for name, mirror, state, columns, key, consistent_from, exact, resync in conn.execute(
             QUERIES["read_tables"], {"source": self.name}
         ):
             position = parse_position(consistent_from, self.flavor) if consistent_from else None
             table = self._enlist(name, mirror, state, columns, list(key))
-            table.consistent_from, table.resync = position, resync
+            table.consistent_from, table.exact, table.resync = position, exact, resync
             # A snapshot that never came to its end begins again, and one that was still to be made is made.
             if (state == "Snapshotting" and position is None) or state == "ResyncRequired":
                 table.resync = True
@@ -184,10 +192,8 @@ class Registry:
                 return UnsupportedColumn(f"column {column.name} has the type {column.source_type}, which is not covered")
             if column.kind in (Kind.TEXT, Kind.ENUM, Kind.SET) and not self.charsets.covers(column.charset):
                 return UnsupportedColumn(f"column {column.name} has the character set {column.charset}, which is not covered")
-            if column.mirror_name in OWN_COLUMNS:
+            if column.mirror_name in OWN_COLUMNS or (column.mirror_name == ROW_HASH and not found.key):
                 return UnsupportedColumn(f"column {column.name} has a name that the mirror needs for itself")
-        if not found.key:
-            return UnsupportedColumn("the table has no primary key and no unique key without NULLs")
         return None
 
     # ------------------------------------------------------------------------------------------------ the stream's side
@@ -270,20 +276,33 @@ def create_mirror(conn: Connection, table: MirrorTable) -> None:
         [sql.SQL("{} {}").format(sql.Identifier(c["mirror_name"]), sql.SQL(_type(c["mirror_type"]))) for c in table.columns]
     )
     conn.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(schema)))
+    key: sql.Composable = sql.SQL("_row_hash bigint")
+    if table.key:
+        key = sql.SQL("PRIMARY KEY ({})").format(sql.SQL(", ").join(table.key_identifiers))
     conn.execute(
-        sql.SQL(
-            "CREATE TABLE IF NOT EXISTS {} ({}, _seq bigint NOT NULL, _committed_at timestamptz, _raw jsonb, PRIMARY KEY ({}))"
-        ).format(table.identifier, columns, sql.SQL(", ").join(table.key_identifiers))
+        sql.SQL("CREATE TABLE IF NOT EXISTS {} ({}, _seq bigint NOT NULL, _committed_at timestamptz, _raw jsonb, {})").format(
+            table.identifier, columns, key
+        )
     )
-    index = sql.Identifier(mirror_identifier(f"{name}__seq"))
-    conn.execute(sql.SQL("CREATE INDEX IF NOT EXISTS {} ON {} (_seq)").format(index, table.identifier))
+    indexes = [("__seq", sql.SQL("_seq"))]
+    if not table.key:
+        # a mirror that had a key has no such column yet
+        conn.execute(sql.SQL("ALTER TABLE {} ADD COLUMN IF NOT EXISTS _row_hash bigint").format(table.identifier))
+        indexes.append(("__row_hash", sql.SQL("_row_hash, _seq")))
+    for ending, of in indexes:
+        index = sql.Identifier(mirror_identifier(name + ending))
+        conn.execute(sql.SQL("CREATE INDEX IF NOT EXISTS {} ON {} ({})").format(index, table.identifier, of))
 
 
 def key_object(table: MirrorTable, prefix: sql.SQL) -> sql.Composable:
     """A row's key as a JSON object of mirror column names and values; prefix: the row's alias and a point.
 
+    Without a key it is the whole row, with _raw where that is not NULL.
     Names may hold percent signs, so a statement with this in it takes no parameters: psycopg would read them.
     """
+    if not table.key:
+        own = sql.SQL("CASE WHEN {0}_raw IS NULL THEN '{{_seq,_committed_at,_row_hash,_raw}}'::text[]").format(prefix)
+        return sql.SQL("to_jsonb({}*) - {} ELSE '{{_seq,_committed_at,_row_hash}}'::text[] END").format(prefix, own)
     pairs: list[sql.Composable] = []
     for name in table.key_names:
         pairs += [sql.Literal(name), sql.SQL("{}{}").format(prefix, sql.Identifier(name))]
@@ -320,8 +339,9 @@ def fit_mirror(conn: Connection, table: MirrorTable) -> None:
     )
     found = {str(name): (str(type_), bool(required)) for name, type_, required in rows}
     alter = sql.SQL("ALTER TABLE {} ").format(table.identifier)
-    new_key = set(mirror_key(conn, table)) != set(table.key_names)
-    if new_key:
+    old_key = mirror_key(conn, table)
+    new_key = set(old_key) != set(table.key_names)
+    if new_key and old_key:
         row: Any = conn.execute(
             "SELECT conname FROM pg_constraint"
             " WHERE contype = 'p' AND conrelid = format('%%I.%%I', %s::text, %s::text)::regclass",
@@ -339,7 +359,7 @@ def fit_mirror(conn: Connection, table: MirrorTable) -> None:
             # Postgres refuses this while a view reads the column; the next refresh makes the derived views anew.
             conn.execute("SELECT warehouse.drop_views_of(%s)", (table.mirror,))
             conn.execute(alter + sql.SQL("ALTER COLUMN {0} TYPE {1} USING NULL::{1}").format(identifier, wanted))
-    if new_key:
+    if new_key and table.key:
         conn.execute(alter + sql.SQL("ADD PRIMARY KEY ({})").format(sql.SQL(", ").join(table.key_identifiers)))
 
 

@@ -3,6 +3,7 @@
 Reads the whole table through the binary protocol, which carries floating point numbers exactly, turns the rows into COPY
 tuples with the stream's kernels, and commits them with the table's state in one transaction. Takes no locks: changes that
 happen meanwhile reach the mirror through the stream, which replaces rows until it has passed the position after the copy.
+Only where replaying a change would do harm the table is read as of one position; see read_view.py.
 """
 
 from __future__ import annotations
@@ -18,11 +19,14 @@ import structlog
 from psycopg import sql
 
 from replicator import decode
-from replicator.apply import COPY_HEADER, COPY_TRAILER, REFUSALS, copy_statement
+from replicator.apply import REFUSALS
 from replicator.changes import ChangeBuffer
+from replicator.copy_binary import COPY_HEADER, COPY_TRAILER, copy_statement
 from replicator.errors import SourceUnavailable, TableProblem
+from replicator.multiset import keep_rows, pack, record_vanished_rows
 from replicator.packets import TICK_S, PacketBuffer
 from replicator.plan import Plans
+from replicator.read_view import ReadView
 from replicator.schema import (
     QUERIES,
     MirrorTable,
@@ -63,10 +67,11 @@ class ResultReader:
         source: where to connect; a connection of its own is opened.
         table: what to select.
         seq: the last _seq given out.
+        view: what to read instead, on its own connection.
     """
 
-    def __init__(self, source: Source, table: SourceTable, seq: int) -> None:
-        self._connection = source.open()
+    def __init__(self, source: Source, table: SourceTable, seq: int, view: ReadView | None = None) -> None:
+        self._connection = source.open() if view is None else view.connection
         self._plans = Plans(source.charsets())
         self._plan = self._plans.add(tuple(map(_as_selected, table.columns)), table.key, wanted=True, table=0)
         self._changes = ChangeBuffer(seq)
@@ -121,10 +126,14 @@ class ResultReader:
         rows = changes.changes[: changes.rows]
         out, raw = finish_rows(self._plans, rows, changes.out, is_result=True, reject=_refuse)
         self.raw_rows += int(raw.sum())
-        target = np.empty(int(rows["image_bytes"].sum()), np.uint8)
-        decode.gather(np.arange(len(rows)), rows, out, target)
+        if self._table.key:
+            target = np.empty(int(rows["image_bytes"].sum()), np.uint8)
+            decode.gather(np.arange(len(rows)), rows, out, target)
+            tuples = target.data
+        else:
+            tuples = pack(np.arange(len(rows)), rows, out, len(self._table.columns))
         state[decode.CHANGES] = state[decode.OUT] = 0
-        return target.data
+        return tuples
 
     def _execute(self) -> PacketBuffer:
         """Run the SELECT as a prepared statement, and read up to its first row."""
@@ -184,13 +193,16 @@ def _server_error(packet: bytes) -> Exception:
     return error_for(int.from_bytes(packet[1:3], "little"), text.decode("utf-8", "replace"), "copying a table")
 
 
-def copy_table(conn: Connection, source: Source, registry: Registry, table: MirrorTable, seq: int, stop: Stop) -> int:
+def copy_table(
+    conn: Connection, source: Source, registry: Registry, table: MirrorTable, seq: int, stop: Stop, view: ReadView | None = None
+) -> int:
     """Copy a table afresh and commit it; the last _seq given out.
 
     Args:
         conn: the connection that holds the source's lock.
         table: its state becomes Snapshotting, and Synced once the stream has passed the end of the copy.
         seq: the last _seq given out before.
+        view: where to read the table as of one position. A table without a key is always read so.
 
     Raises:
         Interrupted: stop was requested; the mirror is as it was before.
@@ -214,10 +226,15 @@ def copy_table(conn: Connection, source: Source, registry: Registry, table: Mirr
     with wrap_warehouse_errors(table=table.name), conn.transaction():
         registry.write(conn, before)
     registry.written()
-    reader = ResultReader(source, found, seq)
     rows = 0
     reported = started
+    reader = own_view = None
     try:
+        if not found.key and view is None:
+            view = own_view = ReadView(source, [table.name])
+        if view is not None and source.describe(table.name) != found:
+            raise SourceUnavailable(f"{table.name} was altered while its copy began")
+        reader = ResultReader(source, found, seq, view)
         with wrap_warehouse_errors(table=table.name), conn.transaction(), conn.cursor() as cursor:
             create_mirror(conn, table)
             kept_keys = _keep_keys(conn, table)
@@ -236,10 +253,10 @@ def copy_table(conn: Connection, source: Source, registry: Registry, table: Mirr
                         log.info("copying", table=table.name, rows=rows, rows_per_s=round(rows / (reported - started)))
                 copy.write(COPY_TRAILER)
             last_seq = reader.seq + (_record_vanished(conn, registry, table, reader.seq) if kept_keys else 0)
-            after = source.position()
+            after = source.position() if view is None else view.position
             facts = {
                 "source": registry.name, "table": table.name, "rows": rows, "raw_rows": reader.raw_rows, "seq": last_seq,
-                "consistent_from": str(after),
+                "consistent_from": str(after), "exact": view is not None,
             }  # fmt: skip
             cursor.execute(QUERIES["finish_snapshot"], facts)
             cursor.execute(QUERIES["write_seq"], {"source": registry.name, "seq": last_seq})
@@ -256,8 +273,11 @@ def copy_table(conn: Connection, source: Source, registry: Registry, table: Mirr
         registry.reject(table.number, error)
         return seq
     finally:
-        reader.close()
-    table.consistent_from, table.resync = after, False
+        if own_view is not None:
+            own_view.close()
+        elif reader is not None and view is None:
+            reader.close()
+    table.consistent_from, table.exact, table.resync = after, view is not None, False
     log.info("table copied", table=table.name, rows=rows, duration_s=round(time.monotonic() - started, 3))
     return last_seq
 
@@ -274,6 +294,8 @@ def _keep_keys(conn: Connection, table: MirrorTable) -> bool:
     if not has_same_key(conn, table):
         return False
     conn.execute("DROP TABLE IF EXISTS pg_temp.kept_keys")
+    if not table.key:
+        return keep_rows(conn, table)
     columns = sql.SQL(", ").join(table.key_identifiers)
     statement = sql.SQL("CREATE TEMP TABLE kept_keys ON COMMIT DROP AS SELECT {} FROM {}").format(columns, table.identifier)
     return conn.execute(statement).rowcount > 0
@@ -281,6 +303,8 @@ def _keep_keys(conn: Connection, table: MirrorTable) -> bool:
 
 def _record_vanished(conn: Connection, registry: Registry, table: MirrorTable, seq: int) -> int:
     """Record the keys that were there before the copy and are not any more as deleted; how many."""
+    if not table.key:
+        return record_vanished_rows(conn, registry.name, table, seq)
     same = sql.SQL(" AND ").join([sql.SQL("m.{0} = k.{0}").format(name) for name in table.key_identifiers])
     statement = sql.SQL(
         "INSERT INTO warehouse.deleted_rows (source, table_name, key, seq)"

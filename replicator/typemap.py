@@ -16,6 +16,8 @@ UTF8 = frozenset({"utf8mb4", "utf8mb3", "utf8", "ascii"})
 LONGEST_NAME_BYTES = 63
 # The mirror's own, and those that every Postgres table has.
 OWN_COLUMNS = frozenset({"_seq", "_committed_at", "_raw", "tableoid", "xmin", "cmin", "xmax", "cmax", "ctid"})
+# Of tables without a key.
+ROW_HASH = "_row_hash"
 OWN_SCHEMAS = frozenset({"warehouse", "scorer", "analytics", "information_schema"})
 
 

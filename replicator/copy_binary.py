@@ -1,0 +1,38 @@
+"""COPY BINARY into Postgres: the frame around tuples, and the statements that take them.
+
+Source: PostgreSQL manual, "COPY", binary format.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING
+
+from psycopg import sql
+
+from warehouse.db import Connection
+
+if TYPE_CHECKING:
+    from replicator.schema import MirrorTable
+
+COPY_HEADER = b"PGCOPY\n\xff\r\n\0" + struct.pack("!ii", 0, 0)
+COPY_TRAILER = struct.pack("!h", -1)
+
+
+def copy_statement(table: MirrorTable) -> sql.Composed:
+    """COPY into a mirror, columns named, because a mirror may also have columns that the source has no longer."""
+    return copy_into(table.identifier, [*(column["mirror_name"] for column in table.columns), *table.own_columns])
+
+
+def copy_into(target: sql.Identifier, columns: list[str]) -> sql.Composed:
+    """COPY into these columns of a table."""
+    names = sql.SQL(", ").join(map(sql.Identifier, columns))
+    return sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(target, names)
+
+
+def copy_tuples(conn: Connection, statement: sql.Composed, tuples: memoryview | bytes) -> None:
+    """Run one COPY with these tuples."""
+    with conn.cursor() as cursor, cursor.copy(statement) as copy:
+        copy.write(COPY_HEADER)
+        copy.write(tuples)
+        copy.write(COPY_TRAILER)
