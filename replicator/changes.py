@@ -21,7 +21,7 @@ _FIRST_BYTES = 1 << 20
 _FIRST_CHANGES = 4096
 _TRANSACTIONS = 4096
 _LARGEST_KEPT = 64 << 20
-_SPARE = 3
+_SPARE = 2
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,6 @@ from replicator.typemap import Column
 from warehouse.settings import ReplicatorSettings
 
 MISSED_HEARTBEATS = 3
-# A transaction of so many full batches is handed on in parts.
-PART_BATCHES = 2
 
 
 @dataclass(frozen=True)
@@ -166,7 +164,7 @@ class Stream:
                 yield from self._handle_event()
             elif code == decode.SPLIT:
                 self._state[decode.JOINED] = self._packets.join_packets()
-            elif not self._changes.whole and self._is_huge():
+            elif not self._changes.whole and self._is_full():
                 yield replace(self._changes.part(self.plans, self.position), files=tuple(self._files))
             elif code == decode.FULL and not self._changes.whole:
                 self._changes.grow()
@@ -184,18 +182,12 @@ class Stream:
         """True where whole transactions wait and nothing that belongs with them is to be had in time."""
         if not self._changes.whole:
             return False
-        state = self._state
-        if state[decode.CHANGES] >= self.settings.batch_rows or state[decode.OUT] >= self.settings.batch_bytes:
-            return True
-        return not self._packets.can_read(max(0.0, linger_until - time.monotonic()))
+        return self._is_full() or not self._packets.can_read(max(0.0, linger_until - time.monotonic()))
 
-    def _is_huge(self) -> bool:
-        """True where the unfinished transaction is too large to be held until its end."""
+    def _is_full(self) -> bool:
+        """True where enough is decoded for a batch; a transaction that is not yet whole is then handed on in parts."""
         state, settings = self._state, self.settings
-        return bool(
-            state[decode.CHANGES] >= PART_BATCHES * settings.batch_rows
-            or state[decode.OUT] >= PART_BATCHES * settings.batch_bytes
-        )
+        return bool(state[decode.CHANGES] >= settings.batch_rows or state[decode.OUT] >= settings.batch_bytes)
 
     def _consume(self) -> int:
         packets, changes, plans = self._packets, self._changes, self.plans
