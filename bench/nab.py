@@ -1,7 +1,7 @@
 """Scores of anomaly detectors by the rules of the Numenta Anomaly Benchmark.
 
-Owns the rules for one file: probation, windows, the scaled sigmoid, profiles, the best threshold, normalisation. Source: Lavin and
-Ahmad, "Evaluating real-time anomaly detection algorithms - the Numenta Anomaly Benchmark", ICMLA 2015, section II.
+Owns the rules for one file: probation, windows, the scaled sigmoid, profiles, the best threshold, normalisation. Source: Lavin
+and Ahmad, "Evaluating real-time anomaly detection algorithms - the Numenta Anomaly Benchmark", ICMLA 2015, section II.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ generated fleet. Every model is trained on cycles 1 to 50 of each engine and ask
 Each method sees the same columns, scaled in the same way. `baseline` first takes from each column the engine's own median over
 its first 50 cycles. Beside the forest stand scikit-learn's IsolationForest and the trivial sum of |z|.
 
-Then the fleet is replayed in the order of cycles, and the forest is left frozen, or goes on learning: streaming or gated. Asked:
-remaining life below 15 cycles against all other rows past cycle 50.
+Then the fleet is replayed in the order of cycles, and the forest is left frozen, or goes on learning: streaming or gated.
+Asked: remaining life below 15 cycles against all other rows past cycle 50.
 """
 
 from __future__ import annotations

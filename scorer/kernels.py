@@ -69,7 +69,11 @@ _MIX_2 = np.uint64(0x94D049BB133111EB)
 _S11, _S27, _S30, _S31 = np.uint64(11), np.uint64(27), np.uint64(30), np.uint64(31)
 
 # No fastmath: NaN is meaningful here, and sums must come out the same on every machine.
-_compiled = njit(cache=True, nogil=True, error_model="numpy", fastmath=False)
+_OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy", "fastmath": False}
+_compiled = njit(**_OPTIONS)
+# Without reference counts, for functions that make no array: each array argument of a call would be counted up and down, and an
+# atomic instruction takes longer than a box.
+_uncounted = njit(_nrt=False, **_OPTIONS)
 
 
 # --- vector code ------------------------------------------------------------------------------------
@@ -100,13 +104,13 @@ def _gap_sum_plain(corners, low, high, points, row):
     return _fold(total)
 
 
-def _add_gaps_plain(corners, low, high, points, row, weight, attribution):
+def _add_gaps_plain(corners, low, high, points, row, weight, sums, at):
     """`add_gaps` without compilation."""
     point = points[row].astype(np.float64)
     above = point - corners[high].astype(np.float64)
     below = corners[low].astype(np.float64) - point
-    attribution[0] += weight * np.where(above > 0.0, above, 0.0)
-    attribution[1] += weight * np.where(below > 0.0, below, 0.0)
+    sums[at] += weight * np.where(above > 0.0, above, 0.0)
+    sums[at + 1] += weight * np.where(below > 0.0, below, 0.0)
 
 
 def _widen_plain(corners, low, high, points, row):
@@ -227,12 +231,13 @@ def _gap_sum_vector(typing_context, corners, low, high, points, row):
 
 
 @intrinsic
-def _add_gaps_vector(typing_context, corners, low, high, points, row, weight, attribution):
+def _add_gaps_vector(typing_context, corners, low, high, points, row, weight, sums, at):
     def generate(context, builder, signature, arguments):
         rows = _Rows(context, builder, signature, arguments, (0, 3, 6))
         box_low, box_high = rows.pointer(0, arguments[1]), rows.pointer(0, arguments[2])
         point = rows.pointer(3, arguments[4])
-        sums_high, sums_low = (rows.pointer(6, ir.Constant(_I64, i)) for i in range(2))
+        sums_high = rows.pointer(6, arguments[7])
+        sums_low = builder.gep(sums_high, [rows.width])
         first = builder.insert_element(ir.Constant(_WIDE, ir.Undefined), arguments[5], ir.Constant(_I32, 0))
         spread = ir.Constant(ir.VectorType(_I32, LANES), [0] * LANES)
         weights = builder.shuffle_vector(first, ir.Constant(_WIDE, ir.Undefined), spread)
@@ -245,7 +250,8 @@ def _add_gaps_vector(typing_context, corners, low, high, points, row, weight, at
                 rows.store(builder.fadd(rows.load(sums, index, _WIDE, 8), part), sums, index, 8)
         return context.get_dummy_value()
 
-    return types.void(corners, types.int64, types.int64, points, types.int64, types.float64, attribution), generate
+    whole = types.int64
+    return types.void(corners, whole, whole, points, whole, types.float64, sums, whole), generate
 
 
 @intrinsic
@@ -331,7 +337,7 @@ if config.DISABLE_JIT:  # type: ignore[attr-defined]
     gap_sum, add_gaps, widen, join, pick_child = _gap_sum_plain, _add_gaps_plain, _widen_plain, _join_plain, _pick_child_plain
 else:
 
-    @_compiled
+    @_uncounted
     def gap_sum(corners, low, high, points, row):
         """Sum of the gaps between points[row] and the box with corners in rows `low` and `high`; 0 inside.
 
@@ -341,26 +347,26 @@ else:
         """
         return _gap_sum_vector(corners, low, high, points, row)
 
-    @_compiled
-    def add_gaps(corners, low, high, points, row, weight, attribution):
-        """attribution[0] += weight * gap above the box, attribution[1] += weight * gap below it. Modified in place."""
-        _add_gaps_vector(corners, low, high, points, row, weight, attribution)
+    @_uncounted
+    def add_gaps(corners, low, high, points, row, weight, sums, at):
+        """sums[at] += weight * gap above the box, sums[at + 1] += weight * gap below it; float64. Modified in place."""
+        _add_gaps_vector(corners, low, high, points, row, weight, sums, at)
 
-    @_compiled
+    @_uncounted
     def widen(corners, low, high, points, row):
         """Grow the box in rows `low` and `high` to hold the point; NaN is ignored where the other side has a value.
         Returns the sum of its side lengths. Modified in place.
         """
         return _widen_vector(corners, low, high, points, row)
 
-    @_compiled
+    @_uncounted
     def join(corners, mine, first_low, first_high, second_low, second_high):
         """Set rows `mine` and `mine` + 1 to the box around two boxes. Returns r, the sum of its side lengths; -r (or -0.0) if
         that changed the box. Modified in place.
         """
         return _join_vector(corners, mine, first_low, first_high, second_low, second_high)
 
-    @_compiled
+    @_uncounted
     def pick_child(nodes, node, points, row):
         """The child of an internal node that a point with a value in the cut's dimension belongs to, without a branch."""
         return _pick_child_vector(nodes, node, points, row)
@@ -369,7 +375,7 @@ else:
 # --- random numbers --------------------------------------------------------------------------------
 
 
-@_compiled
+@_uncounted
 def _mix(z):
     """Finaliser of splitmix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014)."""
     z = (z ^ (z >> _S30)) * _MIX_1
@@ -377,7 +383,7 @@ def _mix(z):
     return z ^ (z >> _S31)
 
 
-@_compiled
+@_uncounted
 def random_stream(seed, tree, row):
     """Key (uint64) of the random numbers that `row` uses in `tree`: a pure function of its arguments, so nothing has
     to be saved.
@@ -387,7 +393,7 @@ def random_stream(seed, tree, row):
     return _mix(key + np.uint64(row + 1) * _GOLDEN)
 
 
-@_compiled
+@_uncounted
 def uniform(stream, draw):
     """The `draw`-th number of a stream, float64 in the open interval (0, 1)."""
     return (np.float64(_mix(stream + np.uint64(draw + 1) * _GOLDEN) >> _S11) + 0.5) * 2.0**-53
@@ -396,7 +402,7 @@ def uniform(stream, draw):
 # --- the tree --------------------------------------------------------------------------------------
 
 
-@_compiled
+@_uncounted
 def clear_tree(tree, nodes):
     """Empty the tree and thread all its records on the two free lists. Modified in place."""
     first_leaf = nodes.shape[0] // 2
@@ -414,21 +420,21 @@ def clear_tree(tree, nodes):
     tree["size"] = 0
 
 
-@_compiled
+@_uncounted
 def _low_row(nodes, node):
     """Row of `corners` with the low corner of the node's box; a leaf's box is its point."""
     first_leaf = nodes.shape[0] // 2
     return 2 * node if node < first_leaf else node + first_leaf
 
 
-@_compiled
+@_uncounted
 def _high_row(nodes, node):
     """Row of `corners` with the high corner of the node's box."""
     first_leaf = nodes.shape[0] // 2
     return 2 * node + 1 if node < first_leaf else node + first_leaf
 
 
-@_compiled
+@_uncounted
 def _child(nodes, node, points, row):
     """The child that the point belongs to; a missing coordinate follows the heavier child, the left one when they are equal."""
     value = points[row, nodes[node]["cut_dim"]]
@@ -439,7 +445,7 @@ def _child(nodes, node, points, row):
     return left if value <= cut else right
 
 
-@_compiled
+@_uncounted
 def _join_children(nodes, corners, node):
     """Set the node's box to the union of its children's and its range sum to match. True if that changed the box.
     Modified in place.
@@ -457,7 +463,7 @@ def _join_children(nodes, corners, node):
     return math.copysign(1.0, found) < 0.0
 
 
-@_compiled
+@_uncounted
 def _place_cut(corners, low, high, points, row, offset):
     """Cut that separates the point from the box: `offset` in [0, sum of gaps) is a place in the gaps laid end to end.
 
@@ -485,7 +491,7 @@ def _place_cut(corners, low, high, points, row, offset):
     return dim, value
 
 
-@_compiled
+@_uncounted
 def _missing_dim(corners, leaf_row, points, row):
     """First dimension in which exactly one of leaf and point is missing; NONE if there is no such dimension."""
     for i in range(points.shape[1]):
@@ -494,7 +500,7 @@ def _missing_dim(corners, leaf_row, points, row):
     return NONE
 
 
-@_compiled
+@_uncounted
 def _splice(tree, nodes, corners, node, points, row, dim, value):
     """Put a new internal node with cut (dim, value) above `node`, the point in a new leaf beside it. Returns the
     leaf. In place.
@@ -528,7 +534,7 @@ def _splice(tree, nodes, corners, node, points, row, dim, value):
     return leaf
 
 
-@_compiled
+@_uncounted
 def insert_point(tree, nodes, corners, points, row, stream):
     """Insert one point; returns its leaf, which is an old one if the tree holds an equal point. Modified in place.
 
@@ -570,7 +576,7 @@ def insert_point(tree, nodes, corners, points, row, stream):
         node = child
 
 
-@_compiled
+@_uncounted
 def delete_leaf(tree, nodes, corners, leaf):
     """Take one point of this leaf out of the tree; boxes are rebuilt upwards until one does not change. Modified in place.
 
@@ -633,7 +639,7 @@ def rebuild_boxes(tree, nodes, corners):
 # --- the sampler -----------------------------------------------------------------------------------
 
 
-@_compiled
+@_uncounted
 def _sample_key(u, age):
     """Key of a row in the reservoir; the smallest keys stay. `age` = row * decay + offset, so that later rows get
     smaller keys.
@@ -641,14 +647,14 @@ def _sample_key(u, age):
     return math.log(-math.log(u)) - age
 
 
-@_compiled
+@_uncounted
 def _swap_slots(slots, i, j):
     key, row, leaf = slots[i]["key"], slots[i]["row"], slots[i]["leaf"]
     slots[i]["key"], slots[i]["row"], slots[i]["leaf"] = slots[j]["key"], slots[j]["row"], slots[j]["leaf"]
     slots[j]["key"], slots[j]["row"], slots[j]["leaf"] = key, row, leaf
 
 
-@_compiled
+@_uncounted
 def _append_slot(tree, slots, key, row, leaf):
     """Add an entry to a reservoir that has room, and restore the heap. Modified in place."""
     i = int(tree["size"])
@@ -659,7 +665,7 @@ def _append_slot(tree, slots, key, row, leaf):
         i = (i - 1) // 2
 
 
-@_compiled
+@_uncounted
 def _replace_top(tree, slots, key, row, leaf):
     """Replace the entry with the largest key, and restore the heap. Modified in place."""
     size = int(tree["size"])
@@ -675,7 +681,7 @@ def _replace_top(tree, slots, key, row, leaf):
         i = j
 
 
-@_compiled
+@_uncounted
 def _refusal_bound(tree, slots, age):
     """A row of this age or older whose number u is at most this is certain to be refused by the tree; 0 where none is.
 
@@ -687,7 +693,7 @@ def _refusal_bound(tree, slots, age):
     return math.exp(-math.exp(slots[0]["key"] + age)) * (1.0 - 1e-9)
 
 
-@_compiled
+@_uncounted
 def wants_row(tree, slots, key, stream, accept_fraction):
     """What the reservoir does with a row: 0 refuses it, 1 adds it, 2 puts it in the place of the row with the largest key.
 
@@ -702,7 +708,7 @@ def wants_row(tree, slots, key, stream, accept_fraction):
     return 2 if size > 0 and key < slots[0]["key"] else 0
 
 
-@_compiled
+@_uncounted
 def learn_row(tree, nodes, corners, slots, points, row, number, stream, key, verdict):
     """Take the point in `points[row]`, row `number` of the stream, into tree and reservoir, as `wants_row` said. Modified in
     place.
@@ -719,7 +725,7 @@ def learn_row(tree, nodes, corners, slots, points, row, number, stream, key, ver
 # --- the score -------------------------------------------------------------------------------------
 
 
-@_compiled
+@_uncounted
 def _leaf_term(depth, gap, leaf_mass, total_mass):
     """Inverse depth credited at a leaf: damped by the leaf's mass if the point is there already, else as if it were
     split off there.
@@ -736,7 +742,7 @@ def _leaf_term(depth, gap, leaf_mass, total_mass):
 # that a row's score does not depend on its company.
 
 
-@_compiled
+@_uncounted
 def _find_leaf(nodes, points, row, node, depth):
     """Leaf below `node` that the point belongs to, and its depth; whatever is missing in the point."""
     while node < nodes.shape[0] // 2:
@@ -745,7 +751,7 @@ def _find_leaf(nodes, points, row, node, depth):
     return node, depth
 
 
-@_compiled
+@_uncounted
 def _find_leaves(nodes, points, node, depth, order, first, last, holes, leaves, depths):
     """leaves[k], depths[k] for the rows order[k], first <= k < last, from `node` down; four at a time, so that the loads of one
     hide behind those of the others, and without a branch that depends on data. Output modified in place.
@@ -775,7 +781,7 @@ def _find_leaves(nodes, points, node, depth, order, first, last, holes, leaves, 
         depths[n], depths[m], depths[j], depths[k] = depth_n, depth_m, depth_j, depth_k
 
 
-@_compiled
+@_uncounted
 def _is_whole(corners, row):
     """Whether a corner has a value in every coordinate."""
     missing = 0
@@ -784,7 +790,7 @@ def _is_whole(corners, row):
     return missing == 0
 
 
-@_compiled
+@_uncounted
 def _climb(nodes, corners, points, row, leaf, depth, total_mass):
     """value(root) of one row."""
     gap = gap_sum(corners, _low_row(nodes, leaf), _high_row(nodes, leaf), points, row)
@@ -801,7 +807,7 @@ def _climb(nodes, corners, points, row, leaf, depth, total_mass):
     return value
 
 
-@_compiled
+@_uncounted
 def _climb_rows(nodes, corners, points, start, start_depth, order, first, last, total_mass, leaves, depths, value):
     """value[row] = value(start) of the rows order[first:last]. Returns how many lie outside the box of `start`, or may lie
     outside one above it; they are first in order[first:] after this. Modified in place.
@@ -837,7 +843,7 @@ def _climb_rows(nodes, corners, points, start, start_depth, order, first, last, 
     return outside - first
 
 
-@_compiled
+@_uncounted
 def _divide_rows(nodes, points, node, order, first, last, right):
     """Put those of the rows order[first:last] first that belong to the left child of `node`. Returns where the others begin.
     `right` is scratch.
@@ -859,7 +865,7 @@ def _divide_rows(nodes, points, node, order, first, last, right):
     return middle
 
 
-@_compiled
+@_uncounted
 def _join_rows(nodes, corners, points, node, depth, order, target, first, last, value):
     """value[row] from that of the child to that of `node`, for the rows order[first:last]. Those that lie outside the box of
     `node`, or may lie outside one above it, are moved to order[target:], target <= first; returns the end of them.
@@ -876,7 +882,7 @@ def _join_rows(nodes, corners, points, node, depth, order, target, first, last, 
     return target
 
 
-@_compiled
+@_uncounted
 def score_run(tree, nodes, corners, points, first, last, holes, order, leaves, depths, stack, value):
     """value[j] = score of row j in one tree, for first <= j < last; in [0, log2(1 + mass)]. Output modified in place.
 
@@ -936,7 +942,7 @@ def _find_holes(points):
     return holes
 
 
-@_compiled
+@_uncounted
 def score_point(tree, nodes, corners, points, row):
     """`score_run` of one row."""
     root = int(tree["root"])
@@ -947,7 +953,7 @@ def score_point(tree, nodes, corners, points, row):
     return _climb(nodes, corners, points, row, leaf, depth, mass) * math.log2(1.0 + mass)
 
 
-@_compiled
+@_uncounted
 def score_without(tree, nodes, corners, points, row, leaf):
     """Score that the point would get, had it not been sampled: `leaf`, which holds it, is deleted and put back exactly.
 
@@ -989,7 +995,7 @@ def score_without(tree, nodes, corners, points, row, leaf):
 # --- attribution -----------------------------------------------------------------------------------
 
 
-@_compiled
+@_uncounted
 def _depth(nodes, node):
     depth = 0
     while nodes[node]["parent"] != NONE:
@@ -998,14 +1004,14 @@ def _depth(nodes, node):
     return depth
 
 
-@_compiled
+@_uncounted
 def _sibling(nodes, node):
     parent = int(nodes[node]["parent"])
     return int(nodes[parent]["right"] if nodes[parent]["left"] == node else nodes[parent]["left"])
 
 
-@_compiled
-def _add_evenly(points, row, columns, amount, attribution):
+@_uncounted
+def _add_evenly(points, row, columns, amount, sums, at):
     """Spread `amount` over both directions of every coordinate that has a value; over all if none has. Modified in place."""
     present = 0
     for i in range(columns):
@@ -1013,12 +1019,12 @@ def _add_evenly(points, row, columns, amount, attribution):
     share = amount / (2.0 * (present if present > 0 else columns))
     for i in range(columns):
         if present == 0 or points[row, i] == points[row, i]:
-            attribution[0, i] += share
-            attribution[1, i] += share
+            sums[at, i] += share
+            sums[at + 1, i] += share
 
 
-@_compiled
-def _explain_seen(nodes, corners, points, row, leaf, columns, amount, attribution, shadow, vector):
+@_uncounted
+def _explain_seen(nodes, corners, points, row, leaf, columns, amount, sums, at, shadow, vector):
     """Spread `amount`, the score of a point that is in the tree, as it would be were the leaf not there. Modified in place.
 
     No box sets a known point apart, so the boxes of the siblings passed on the way up (`shadow`) stand in for those
@@ -1027,7 +1033,7 @@ def _explain_seen(nodes, corners, points, row, leaf, columns, amount, attributio
     """
     vector[:] = 0.0
     depth = _depth(nodes, leaf)
-    _add_evenly(points, row, columns, 1.0 / (depth + 1.0), vector)
+    _add_evenly(points, row, columns, 1.0 / (depth + 1.0), vector, 0)
     node = leaf
     while depth > 0:
         sibling = _sibling(nodes, node)
@@ -1045,28 +1051,25 @@ def _explain_seen(nodes, corners, points, row, leaf, columns, amount, attributio
             break
         total = gap_sum(shadow, 1, 1, shadow, 0) + gap
         vector *= 1.0 - gap / total
-        add_gaps(shadow, 0, 1, points, row, 1.0 / (total * depth), vector)
+        add_gaps(shadow, 0, 1, points, row, 1.0 / (total * depth), vector, 0)
         depth -= 1
     total = 0.0
     for i in range(columns):
         total += vector[0, i] + vector[1, i]
     for i in range(columns):
-        attribution[0, i] += vector[0, i] * (amount / total)
-        attribution[1, i] += vector[1, i] * (amount / total)
+        sums[at, i] += vector[0, i] * (amount / total)
+        sums[at + 1, i] += vector[1, i] * (amount / total)
 
 
-@_compiled
-def explain_point(tree, nodes, corners, points, row, columns, attribution, shadow, vector, path, gaps):
-    """Add the tree's score of the point to `attribution` (2, width) float64, high before low, by coordinate. Modified in place.
+@_uncounted
+def explain_point(nodes, corners, points, row, leaf, depth, scale, mass, columns, sums, at, shadow, vector, path, gaps):
+    """Add the tree's score of the point to `sums`, rows `at` (high) and `at` + 1 (low), float64, by coordinate. Modified in
+    place.
 
-    Each term of the score is split over the coordinates in proportion to their gaps. `path` (int32) and `gaps` (float64), one
-    entry per level, are scratch.
+    Each term of the score is split over the coordinates in proportion to their gaps. `leaf` at `depth` is the one that the
+    point leads to, `mass` the tree's, `scale` log2(1 + mass). `path` (int32) and `gaps` (float64), one entry per level, are
+    scratch.
     """
-    root = int(tree["root"])
-    if root == NONE:
-        return
-    mass = int(nodes[root]["mass"])
-    leaf, depth = _find_leaf(nodes, points, row, root, 0)
     leaf_gap = gap_sum(corners, _low_row(nodes, leaf), _high_row(nodes, leaf), points, row)
     # Up to the first box that holds the point, then down again, where the parts are known.
     node, top = int(nodes[leaf]["parent"]), depth
@@ -1079,26 +1082,26 @@ def explain_point(tree, nodes, corners, points, row, columns, attribution, shado
         top -= 1
         path[top], gaps[top] = node, gap
         node = int(nodes[node]["parent"])
-    alive = math.log2(1.0 + mass)
+    alive = scale
     for level in range(top, depth):
         node, gap = int(path[level]), gaps[level]
         total = nodes[node]["range_sum"] + gap + _TINY
-        add_gaps(corners, 2 * node, 2 * node + 1, points, row, alive / total * _INVERSE[level], attribution)
+        add_gaps(corners, 2 * node, 2 * node + 1, points, row, alive / total * _INVERSE[level], sums, at)
         alive *= 1.0 - gap / total
     amount = alive * _leaf_term(depth, leaf_gap, nodes[leaf]["mass"], mass)
     leaf_row = _low_row(nodes, leaf)
     if leaf_gap > 0.0:
-        add_gaps(corners, leaf_row, leaf_row, points, row, amount / leaf_gap, attribution)
+        add_gaps(corners, leaf_row, leaf_row, points, row, amount / leaf_gap, sums, at)
     elif not unseen:
-        _explain_seen(nodes, corners, points, row, leaf, columns, amount, attribution, shadow, vector)
+        _explain_seen(nodes, corners, points, row, leaf, columns, amount, sums, at, shadow, vector)
     else:
-        _add_evenly(points, row, columns, amount, attribution)
+        _add_evenly(points, row, columns, amount, sums, at)
 
 
 # --- other measures ----------------------------------------------------------------------------------
 
 
-@_compiled
+@_uncounted
 def measure_point(tree, nodes, corners, points, row, kind):
     """Expectation over where the point would be split off, were it inserted, of
     kind 0: its depth;
@@ -1150,7 +1153,7 @@ def measure_point(tree, nodes, corners, points, row, kind):
         depth += 1
 
 
-@_compiled
+@_uncounted
 def nearest_leaf(tree, nodes, corners, points, row, stack):
     """Leaf that the point leads to; where the cut's coordinate is missing both ways are looked at, and the leaf with the
     smallest sum of gaps over the known coordinates is taken, the first of equals. NONE in an empty tree. `stack` (int32, one
@@ -1306,15 +1309,42 @@ def explain_rows(trees, nodes, corners, points, columns, attributions, first_chu
     """attributions[chunk, j] (2, width) float64 = sum over the chunk's trees of `explain_point` of row j. Output
     modified in place.
     """
+    n = points.shape[0]
     shadow = np.empty((2, points.shape[1]), np.float32)
     vector = np.empty((2, points.shape[1]), np.float64)
     path, gaps = np.empty(nodes.shape[1], np.int32), np.empty(nodes.shape[1], np.float64)
+    holes, order = _find_holes(points), np.arange(n).astype(np.int32)
+    leaves, depths = np.empty(n, np.int32), np.empty(n, np.int32)
     for chunk in range(first_chunk, last_chunk):
         attributions[chunk] = 0.0
+        # One view for all rows: a view counts references, which takes longer than a box.
+        sums = attributions[chunk].reshape(2 * n, points.shape[1])
         for t in range(chunk * CHUNK_TREES, min((chunk + 1) * CHUNK_TREES, trees.shape[0])):
-            for j in range(points.shape[0]):
+            root = int(trees[t]["root"])
+            if root == NONE:
+                continue
+            tree_nodes, tree_corners = nodes[t], corners[t]
+            mass = int(tree_nodes[root]["mass"])
+            scale = math.log2(1.0 + mass)
+            _find_leaves(tree_nodes, points, root, 0, order, 0, n, holes, leaves, depths)
+            for j in range(n):
+                leaf, depth = int(leaves[j]), int(depths[j])
                 explain_point(
-                    trees[t], nodes[t], corners[t], points, j, columns, attributions[chunk, j], shadow, vector, path, gaps
+                    tree_nodes,
+                    tree_corners,
+                    points,
+                    j,
+                    leaf,
+                    depth,
+                    scale,
+                    mass,
+                    columns,
+                    sums,
+                    2 * j,
+                    shadow,
+                    vector,
+                    path,
+                    gaps,
                 )
 
 
