@@ -25,6 +25,7 @@ sections 2 and 3 (cuts, insertion, deletion); Efraimidis and Spirakis, "Weighted
 # mypy: allow-untyped-defs
 
 import math
+from typing import Any
 
 import numpy as np
 from llvmlite import ir
@@ -69,11 +70,11 @@ _MIX_2 = np.uint64(0x94D049BB133111EB)
 _S11, _S27, _S30, _S31 = np.uint64(11), np.uint64(27), np.uint64(30), np.uint64(31)
 
 # No fastmath: NaN is meaningful here, and sums must come out the same on every machine.
-_OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy", "fastmath": False}
+_OPTIONS: Any = {"cache": True, "nogil": True, "error_model": "numpy", "fastmath": False}
 _compiled = njit(**_OPTIONS)
 # Without reference counts, for functions that make no array: each array argument of a call would be counted up and down, and an
 # atomic instruction takes longer than a box.
-_uncounted = njit(_nrt=False, **_OPTIONS)
+_uncounted = njit(**_OPTIONS | {"_nrt": False})
 
 
 # --- vector code ------------------------------------------------------------------------------------

@@ -106,7 +106,8 @@ def test_compiled_and_plain_python_agree():
 def test_nothing_is_compiled_with_reordered_arithmetic():
     """One set of options compiles everything, and it leaves NaN and the order of sums alone."""
     text = _SOURCE.read_text()
-    assert re.findall(r"fastmath\"?[=:] *\w+", text) == ['fastmath": False']
+    assert re.findall(r'"fastmath": \w+', text) == ['"fastmath": False']
+    assert "fastmath=" not in text
     assert set(re.findall(r"^\s*@(\w+)", text, re.MULTILINE)) == {"_compiled", "_uncounted", "intrinsic"}
     assert text.count("njit(") == 2
 

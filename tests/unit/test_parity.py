@@ -32,7 +32,7 @@ def make_rows(name: str) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("name", ["gaussian", "clusters", "shingles"])
 def test_scores_are_distributed_as_those_of_aws(name):
-    """Means over ten seeds on both sides: rank correlation at least .98, and the level within two sigmas of the seeds' spread."""
+    """Means over ten seeds on both sides: rank correlation at least .98, level within two sigmas of the seeds' spread."""
     history, probes = make_rows(name)
     ours, theirs = [], []
     for seed in SEEDS:
