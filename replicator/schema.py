@@ -22,7 +22,7 @@ from replicator.position import Flavor, Position, parse_position
 from replicator.source import Source, SourceTable
 from replicator.stream import Choice
 from replicator.tablemap import TableMap
-from replicator.typemap import OWN_COLUMNS, OWN_SCHEMAS, ROW_HASH, Column, Kind, mirror_identifier, recognize
+from replicator.typemap import OLD_LAYOUT, OWN_COLUMNS, OWN_SCHEMAS, ROW_HASH, Column, Kind, mirror_identifier, recognize
 from warehouse.db import Connection, read_queries
 
 log = structlog.get_logger()
@@ -214,6 +214,13 @@ class Registry:
             self.reject(table.number, MissingMetadata("a table map lacks the columns' names", hint=hint))
             return None
         columns = recognize(table_map.columns, {column["name"]: column["mirror_type"] for column in table.columns})
+        types = {column["name"]: column["source_type"] for column in table.columns}
+        old = [column.name for column in columns if column.kind in OLD_LAYOUT and "(" in types.get(column.name, "")]
+        if old:
+            hint = "They were written before ALTER TABLE ... FORCE; resync the table once the stream is past them."
+            what = "rows with fractional digits in MariaDB's layout of version 5.3 cannot be read: column "
+            self.reject(table.number, UnsupportedColumn(what + ", ".join(old), hint=hint))
+            return None
         if not table.is_like(columns):
             self.require_resync(table, SchemaChanged(_difference(table, columns)))
             return None

@@ -53,6 +53,10 @@ class Kind(IntEnum):
     INET = 26
 
 
+# MariaDB's times of before its version 10.0; a table map does not say how many fractional digits they have.
+OLD_LAYOUT = frozenset({Kind.OLD_TIME, Kind.OLD_DATETIME, Kind.OLD_TIMESTAMP})
+
+
 @dataclass(frozen=True)
 class Column:
     """A column of the source.

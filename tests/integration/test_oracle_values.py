@@ -244,6 +244,31 @@ def test_tables_that_are_refused(mariadb_pipeline: Pipeline, table: str) -> None
     assert table == "sequence" or (state == "Failed" and reason)
 
 
+def test_rows_from_before_the_layout_was_changed(mariadb_pipeline: Pipeline) -> None:
+    """information_schema tells the layout of now; older rows in the binlog are told apart from it, and cost the table only."""
+    pipeline = mariadb_pipeline
+    pipeline.catch_up()
+    pipeline.source.execute("CREATE TABLE t (id INT PRIMARY KEY, n INT)")
+    try:
+        pipeline.source.execute(
+            "SET GLOBAL mysql56_temporal_format = OFF", "CREATE TABLE old (id INT PRIMARY KEY, at DATETIME(4))"
+        )
+        pipeline.source.execute("INSERT INTO old VALUES (1, '2024-01-02 03:04:05.6789')")
+    finally:
+        pipeline.source.execute("SET GLOBAL mysql56_temporal_format = ON")
+    pipeline.source.execute(
+        "ALTER TABLE old FORCE", "INSERT INTO old VALUES (2, '2024-01-02 03:04:05.6')", "INSERT INTO t VALUES (1, 1)"
+    )
+    pipeline.catch_up()
+    pipeline.assert_equal("t")
+    state, reason = pipeline.state("old")
+    assert state == "Failed"
+    assert "5.3" in str(reason)
+    pipeline.fetch("SELECT warehouse.resync(%s)", f"{pipeline.source.name}.old")
+    pipeline.catch_up()
+    pipeline.assert_equal("old", "t")
+
+
 @pytest.mark.parametrize("setting", ["sql_select_limit = 1", "sql_mode = 'PAD_CHAR_TO_FULL_LENGTH'"])
 def test_a_copy_is_not_bent_by_global_settings(pipeline: Pipeline, setting: str) -> None:
     """A limit or a mode that the server has for everybody neither cuts nor pads what is copied."""
