@@ -24,6 +24,7 @@ from replicator.copy_binary import COPY_HEADER, COPY_TRAILER, copy_statement, co
 from replicator.errors import TableProblem
 from replicator.multiset import delete_rows, make_stage, net, pack
 from replicator.position import Position
+from replicator.prepared import write_changes
 from replicator.schema import LIVE, QUERIES, MirrorTable, Registry, key_object
 from replicator.values import finish_rows
 from warehouse.db import Connection, wrap_errors
@@ -175,6 +176,7 @@ class Applier:
 
     def _finish(self, batch: Batch) -> list[MirrorTable]:
         """Write what goes with the rows."""
+        write_changes(self.conn, self.registry.name, batch.xa, str(batch.position))
         with self.conn.pipeline():
             self._write_checkpoint(batch.position, batch.seq, batch.commit_us)
             if batch.seq > self._notified:

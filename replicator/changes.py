@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import uuid
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from replicator import decode
 from replicator.plan import Plans
 from replicator.position import Position
+from replicator.xa import XaChange
 
 _FIRST_BYTES = 1 << 20
 _FIRST_CHANGES = 4096
@@ -35,6 +37,8 @@ class Batch:
         position: the end of the last whole transaction so far. seq: the last _seq given out.
         whole: False for a part: more of the same transaction follows, and nothing of it may be seen before its end.
         files: the binlog files that the transactions name by their index.
+        tags: what MySQL's transactions name by their domain.
+        xa: what was prepared or decided in these transactions, in order.
     """
 
     changes: NDArray[np.void]
@@ -46,6 +50,8 @@ class Batch:
     seq: int
     whole: bool = True
     files: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ("",)
+    xa: tuple[XaChange, ...] = ()
     home: ChangeBuffer | None = field(default=None, repr=False)
 
     def release(self) -> None:
@@ -117,9 +123,10 @@ class ChangeBuffer:
         """How many changes there are, those of the unfinished transaction included."""
         return int(self.state[decode.CHANGES])
 
-    def is_empty_transaction(self) -> bool:
-        """True where the transaction at hand has no changes yet."""
-        return not self.is_parted and self.rows == (int(self.transactions[self.whole - 1]["changes_end"]) if self.whole else 0)
+    @property
+    def rows_at_hand(self) -> int:
+        """How many changes of the unfinished transaction there are, without those of its parts that are gone."""
+        return self.rows - (int(self.transactions[self.whole - 1]["changes_end"]) if self.whole else 0)
 
     def batch(self, plans: Plans, position: Position) -> Batch:
         """All whole transactions, with their arrays; position is the end of the last of them."""
@@ -187,12 +194,13 @@ class ChangeBuffer:
         self.changes = np.concatenate((self.changes, np.zeros(len(self.changes), decode.CHANGE)))
 
 
-def gtid_runs(transactions: NDArray[np.void], *, mariadb: bool) -> list[tuple[str, int, int]]:
+def gtid_runs(transactions: NDArray[np.void], *, mariadb: bool, tags: Sequence[str] = ("",)) -> list[tuple[str, int, int]]:
     """The GTIDs of transactions as runs of (origin, first, last), as positions take them.
 
     Args:
         transactions: (t,) decode.TRANSACTION.
         mariadb: origins are domain and server; only the last number of a run counts there.
+        tags: what MySQL's transactions name by their domain.
     """
     numbered = transactions[transactions["number"] > 0]
     if not len(numbered):
@@ -202,18 +210,20 @@ def gtid_runs(transactions: NDArray[np.void], *, mariadb: bool) -> list[tuple[st
         jumps = (numbered["domain"][1:] != numbered["domain"][:-1]) | (numbered["server"][1:] != numbered["server"][:-1])
     else:
         jumps = np.any(numbered["origin"][1:] != numbered["origin"][:-1], axis=1) | (numbers[1:] != numbers[:-1] + 1)
+        jumps |= numbered["domain"][1:] != numbered["domain"][:-1]
     firsts = np.concatenate(([0], np.nonzero(jumps)[0] + 1))
     lasts = np.concatenate((firsts[1:] - 1, [len(numbered) - 1]))
     return [
-        (_origin(numbered[first], mariadb), int(numbers[first]), int(numbers[last]))
+        (_origin(numbered[first], mariadb, tags), int(numbers[first]), int(numbers[last]))
         for first, last in zip(firsts, lasts, strict=True)
     ]
 
 
-def _origin(transaction: np.void, mariadb: bool) -> str:
+def _origin(transaction: np.void, mariadb: bool, tags: Sequence[str]) -> str:
     if mariadb:
         return f"{transaction['domain']}-{transaction['server']}"
-    return str(uuid.UUID(bytes=transaction["origin"].tobytes()))
+    tag = tags[int(transaction["domain"])]
+    return str(uuid.UUID(bytes=transaction["origin"].tobytes())) + (f":{tag}" if tag else "")
 
 
 def _size(array: NDArray[Any], wanted: int, least: int) -> int:

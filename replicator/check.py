@@ -82,14 +82,6 @@ def _check_binlog(source: Source, variables: Variables) -> Iterator[Finding]:
         elif given.upper() != value:
             persist = f"SET GLOBAL {name} = {value};" if mariadb else f"SET PERSIST {name} = '{value}';"
             yield Finding("fatal", f"{name} is {given}", f"{persist} (sessions that are open keep the old value)")
-    off = {
-        "binlog_transaction_compression": ("ON", "its compressed transactions cannot be read yet"),
-        "log_bin_compress": ("ON", "its compressed events cannot be read yet"),
-        "encrypt_binlog": ("", ""),
-    }
-    for name, (bad, why) in off.items():
-        if bad and variables.get(name, "OFF").upper() == bad:
-            yield Finding("fatal", f"{name} is {bad}: {why}", f"SET {'GLOBAL' if mariadb else 'PERSIST'} {name} = OFF;")
     if "PARTIAL_JSON" in variables.get("binlog_row_value_options", ""):
         yield Finding("fatal", "binlog_row_value_options has PARTIAL_JSON", "SET PERSIST binlog_row_value_options = '';")
     if not mariadb and not source.has_gtids():

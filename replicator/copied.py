@@ -30,7 +30,8 @@ def leave_out_copied(batch: Batch, rows: NDArray[np.int64], position: Position) 
 def _is_copied(batch: Batch, index: int, position: Position) -> bool:
     transaction = batch.transactions[index]
     if int(transaction["number"]):
-        runs = gtid_runs(batch.transactions[index : index + 1], mariadb=isinstance(position.gtids, MariaDbGtids))
+        mariadb = isinstance(position.gtids, MariaDbGtids)
+        runs = gtid_runs(batch.transactions[index : index + 1], mariadb=mariadb, tags=batch.tags)
         if isinstance(position.gtids, GtidSet):
             return position.gtids.covers(GtidSet().add(runs))
         if isinstance(position.gtids, MariaDbGtids):

@@ -55,6 +55,14 @@ class UnrepresentableKey(TableProblem):
     """A key holds a value that Postgres cannot hold, so that its row could not be found again."""
 
 
+class PartialImage(TableProblem):
+    """A row was logged without all of its columns, or with parts of their values."""
+
+
+class TransactionUnknown(TableProblem):
+    """The source committed an XA transaction whose rows were logged before the mirror began."""
+
+
 class MissingMetadata(TableProblem):
     """A TABLE_MAP event without the full metadata, or a row image without all columns."""
 

@@ -83,3 +83,16 @@ FROM warehouse.sources s WHERE s.source = %(source)s
 
 -- name: notify
 SELECT pg_notify('tailrace_rows', json_build_object('source', %(source)s::text, 'seq', %(seq)s::bigint)::text)
+
+-- name: list_prepared
+SELECT xid, part FROM warehouse.prepared_transactions WHERE source = %(source)s ORDER BY xid, part
+
+-- name: read_prepared
+SELECT events FROM warehouse.prepared_transactions WHERE source = %(source)s AND xid = %(xid)s AND part = %(part)s
+
+-- name: write_prepared
+INSERT INTO warehouse.prepared_transactions (source, xid, part, position, events)
+VALUES (%(source)s, %(xid)s, %(part)s, %(position)s, %(events)s)
+
+-- name: forget_prepared
+DELETE FROM warehouse.prepared_transactions WHERE source = %(source)s AND xid = %(xid)s

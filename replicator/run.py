@@ -18,6 +18,7 @@ from replicator.check import find_problems, refuse_if_fatal
 from replicator.errors import SchemaChanged
 from replicator.position import Position, parse_gtids
 from replicator.prefetch import Prefetch
+from replicator.prepared import read_prepared
 from replicator.schema import LIVE, QUERIES, MirrorTable, Registry
 from replicator.snapshot import Interrupted, copy_table
 from replicator.source import Source
@@ -179,7 +180,8 @@ class Replication:
 
     def _follow(self, work: _Work, target: Position | None) -> Outcome:
         """Apply what the stream brings; "again" where it must be opened anew after a pause."""
-        stream = Stream(work.source, self.settings.replicator, work.position, work.seq, work.registry)
+        prepared = read_prepared(work.conn, self.name)
+        stream = Stream(work.source, self.settings.replicator, work.position, work.seq, work.registry, prepared)
         ahead = Prefetch(stream)
         work.follow(stream, ahead)
         log.info("streaming", source=self.name, position=str(work.position))
@@ -265,7 +267,7 @@ class _Work:
     def take(self, item: Item, *, save: bool) -> None:
         """Apply a batch or a statement; after a tick or a batch without changes, save the position where it is time."""
         if isinstance(item, Batch):
-            if len(item.changes) or self.applier.is_open:
+            if len(item.changes) or item.xa or self.applier.is_open:
                 self._apply(item.after(self.seq))
             else:
                 self.position, self._commit_us, self.saved = item.position, item.commit_us, False

@@ -232,6 +232,12 @@ class Registry:
         with self.lock:
             self.set_state(self.by_number[table], "Failed", str(problem).replace("\n", " "))
 
+    def distrust(self, problem: TableProblem) -> None:
+        """Rows are missing, and of which tables is not known: copy all of them afresh."""
+        for table in self.by_number:
+            if table.state in LIVE:
+                self.require_resync(table, problem)
+
     def require_resync(self, table: MirrorTable, problem: TableProblem) -> None:
         """A table must be copied afresh; its mirror stays as it is until then."""
         table.resync = True

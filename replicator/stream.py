@@ -11,6 +11,7 @@ import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 from pymysqlreplication import BinLogStreamReader
@@ -19,13 +20,17 @@ from replicator import decode, events
 from replicator.changes import Batch, ChangeBuffer, gtid_runs
 from replicator.errors import MissingMetadata, SourceUnavailable, StreamBroken, TableProblem, UnsupportedEvent
 from replicator.events import HARMLESS, UNSUPPORTED, Event
+from replicator.gtids import GtidDumpConnection, dump_command
 from replicator.packets import TICK_S, PacketBuffer
+from replicator.payload import UNPACKED, open_event
 from replicator.plan import Plans
-from replicator.position import Position
+from replicator.position import GtidSet, Position
+from replicator.rare import RareEvents
 from replicator.source import Source, error_for, wrap_errors
 from replicator.statements import first_word, is_control, is_dml
 from replicator.tablemap import TABLE_ID_BYTES, TableMap, parse_table_map, table_id_of
 from replicator.typemap import Column
+from replicator.xa import Held
 from warehouse.settings import ReplicatorSettings
 
 MISSED_HEARTBEATS = 3
@@ -53,6 +58,9 @@ class Chooser(Protocol):
     def reject(self, table: int, problem: TableProblem) -> None:
         """The rows of a chosen table cannot be read; they are passed over from here on."""
 
+    def distrust(self, problem: TableProblem) -> None:
+        """Rows of tables that nobody knows are missing: every table must be copied afresh."""
+
 
 @dataclass(frozen=True)
 class Statement:
@@ -73,7 +81,7 @@ class Idle:
 Item = Batch | Statement | Idle
 
 
-class Stream:
+class Stream(RareEvents):
     """A dump connection, read from one position on.
 
     Args:
@@ -81,9 +89,14 @@ class Stream:
         settings: batch sizes and linger.
         position: where to begin. seq: the last _seq given out.
         chooser: decides which tables are wanted.
+        prepared: XA transactions that were prepared before the position, by xid.
     """
 
-    def __init__(self, source: Source, settings: ReplicatorSettings, position: Position, seq: int, chooser: Chooser) -> None:
+    def __init__(
+        self, source: Source, settings: ReplicatorSettings, position: Position, seq: int, chooser: Chooser,
+        prepared: dict[str, Held],
+    ) -> None:  # fmt: skip
+        super().__init__(prepared)
         self.source, self.settings, self.chooser = source, settings, chooser
         self.position = position
         self.charsets = source.charsets()
@@ -97,7 +110,7 @@ class Stream:
         self._state[decode.CHECKSUM] = True
         self._renewed = False
         self._reader = self._connect()
-        self._packets = PacketBuffer(self._reader._stream_connection._sock, self._silence_s())
+        self._packets = self._socket_packets = PacketBuffer(self._reader._stream_connection._sock, self._silence_s())
 
     def _connect(self) -> BinLogStreamReader:
         """Let the library log in, register and send the dump command; then only the socket is used."""
@@ -112,8 +125,11 @@ class Stream:
             " @master_binlog_checksum = 'CRC32', @source_binlog_checksum = 'CRC32'"
         )
         start: dict[str, Any] = {"log_file": self.position.file, "log_pos": self.position.pos, "resume_stream": True}
-        if self.position.gtids is not None and str(self.position.gtids):
-            start = {"auto_position": str(self.position.gtids), "is_mariadb": self._mariadb}
+        if isinstance(self.position.gtids, GtidSet) and self.position.gtids.ranges:
+            command = dump_command(self.source.settings.server_id, self.position.gtids)
+            start["pymysql_wrapper"] = partial(GtidDumpConnection, dump=command)
+        elif self.position.gtids is not None and str(self.position.gtids):
+            start = {"auto_position": str(self.position.gtids), "is_mariadb": True}
         reader = BinLogStreamReader(
             connection_settings=arguments,
             server_id=self.source.settings.server_id,
@@ -141,7 +157,7 @@ class Stream:
     @property
     def heard_at(self) -> float:
         """When the source last sent something, in time.monotonic() seconds."""
-        return self._packets.heard_at
+        return self._socket_packets.heard_at
 
     def _silence_s(self) -> float:
         return MISSED_HEARTBEATS * self.source.settings.heartbeat_s
@@ -163,9 +179,11 @@ class Stream:
             if code == decode.EVENT:
                 yield from self._handle_event()
             elif code == decode.SPLIT:
-                self._state[decode.JOINED] = self._packets.join_packets()
+                self._state[decode.JOINED] = self._socket_packets.join_packets()
             elif not self._changes.whole and self._is_full():
-                yield replace(self._changes.part(self.plans, self.position), files=tuple(self._files))
+                yield replace(self._changes.part(self.plans, self.position), files=tuple(self._files), tags=tuple(self._tags))
+            elif code == decode.NEED_DATA and self._outer:
+                self._read_packed()
             elif code == decode.FULL and not self._changes.whole:
                 self._changes.grow()
             elif code == decode.FULL or (code == decode.NEED_DATA and self._is_due(linger_until)):
@@ -173,7 +191,7 @@ class Stream:
                 linger_until = 0.0
             elif code != decode.NEED_DATA:
                 self._raise_for(code)
-            elif not self._packets.read(TICK_S, int(self._state[decode.WANTED_BYTES])):
+            elif not self._socket_packets.read(TICK_S, int(self._state[decode.WANTED_BYTES])):
                 yield Idle(self.position)
             elif linger_until == 0:
                 linger_until = time.monotonic() + self.settings.linger_ms / 1000
@@ -182,7 +200,7 @@ class Stream:
         """True where whole transactions wait and nothing that belongs with them is to be had in time."""
         if not self._changes.whole:
             return False
-        return self._is_full() or not self._packets.can_read(max(0.0, linger_until - time.monotonic()))
+        return self._is_full() or not self._socket_packets.can_read(max(0.0, linger_until - time.monotonic()))
 
     def _is_full(self) -> bool:
         """True where enough is decoded for a batch; a transaction that is not yet whole is then handed on in parts."""
@@ -203,12 +221,12 @@ class Stream:
         """Yield all whole transactions."""
         files = tuple(self._files)
         self._advance()
-        yield replace(self._changes.batch(self.plans, self.position), files=files)
+        yield replace(self._changes.batch(self.plans, self.position), files=files, tags=tuple(self._tags), xa=self._take_xa())
 
     def _advance(self) -> None:
         transactions = self._changes.transactions[: self._changes.whole]
         last = transactions[-1]
-        runs = gtid_runs(transactions, mariadb=self._mariadb)
+        runs = gtid_runs(transactions, mariadb=self._mariadb, tags=self._tags)
         self.position = self.position.moved(self._files[int(last["file"])], int(last["end_pos"]), runs)
         # Transactions name their file by its index, and only the newest is still needed.
         self._files = [self._files[int(self._state[decode.FILE])]]
@@ -222,7 +240,9 @@ class Stream:
         event = self._packets.data[at : at + size].tobytes()
         has_checksum = bool(state[decode.CHECKSUM]) and kind != Event.FORMAT_DESCRIPTION
         body = event[events.HEADER_BYTES : -events.CHECKSUM_BYTES if has_checksum else None]
-        if kind == Event.QUERY:
+        if state[decode.HOLD]:
+            self._hold(kind, event[: events.HEADER_BYTES] + body)
+        elif kind == Event.QUERY:
             yield from self._handle_query(events.parse_query(body))
         elif kind == Event.TABLE_MAP:
             self._handle_table_map(body)
@@ -232,8 +252,16 @@ class Stream:
             if not _is_intact(event):
                 self._raise_for(decode.BAD_CHECKSUM)
             state[decode.CHECKSUM] = events.parse_checksum_algorithm(body)
+        elif kind == Event.TRANSACTION_PAYLOAD:
+            self._open_payload(body)
+        elif kind in UNPACKED:
+            self._open_packed(open_event(event[: events.HEADER_BYTES] + body))
+        elif kind == Event.GTID_TAGGED:
+            self._begin_tagged(body)
         elif kind == Event.MARIADB_GTID:
-            raise UnsupportedEvent(UNSUPPORTED[Event.XA_PREPARE], position=self._place())
+            self._begin_mariadb_xa(body)
+        elif kind == Event.PARTIAL_UPDATE_ROWS:
+            self._refuse_partial(body)
         elif kind in UNSUPPORTED:
             raise UnsupportedEvent(UNSUPPORTED[Event(kind)], event_type=kind, position=self._place())
         elif kind == Event.HEARTBEAT:
@@ -277,9 +305,13 @@ class Stream:
         state = self._state
         word = first_word(query.text)
         in_transaction = bool(state[decode.IN_TRANSACTION])
-        if word in ("SAVEPOINT", "RELEASE"):
+        if in_transaction and word in ("SAVEPOINT", "RELEASE", "ROLLBACK"):
+            self._undo(query.text)
             return
-        if is_control(query.text) and not (word == "ROLLBACK" and in_transaction and self._changes.is_empty_transaction()):
+        if word == "XA":
+            self._handle_xa(query.text)
+            return
+        if is_control(query.text):
             raise UnsupportedEvent(f"the stream has the statement {query.text[:60]!r}", position=self._place())
         if is_dml(query.text):
             raise UnsupportedEvent(
@@ -291,9 +323,7 @@ class Stream:
         if self._changes.whole:
             yield from self._batch()
         commit_us = int(self._changes.transactions[0]["commit_us"])
-        if word == "ROLLBACK":
-            decode.commit(state, self._changes.transactions)
-        elif in_transaction or query.text.rstrip().upper().endswith("START TRANSACTION"):
+        if in_transaction or query.text.rstrip().upper().endswith("START TRANSACTION"):
             # CREATE TABLE ... SELECT: the rows follow in the same transaction, so the position stays before it.
             state[decode.IN_TRANSACTION] = 1
             yield Statement(query, self.position, commit_us)

@@ -17,10 +17,12 @@ from replicator.errors import SourceUnavailable, TableProblem, UnrepresentableKe
 from replicator.packets import PacketBuffer
 from replicator.plan import Plans
 from replicator.position import GtidSet, MariaDbGtids, Position
+from replicator.rare import RareEvents
 from replicator.stream import Choice, Idle, Statement, Stream
 from replicator.tablemap import TableMap
 from replicator.typemap import Column
 from replicator.values import finish_rows
+from replicator.xa import Held
 from warehouse.settings import ReplicatorSettings
 
 LATIN1 = ["", *(bytes([byte]).decode("cp1252", "ignore") or chr(byte) for byte in range(1, 256))]
@@ -77,6 +79,10 @@ class Tables:
         """Remember why."""
         self.rejected.append((table, problem))
 
+    def distrust(self, problem: TableProblem) -> None:
+        """Remember that nothing can be relied on."""
+        self.rejected.append((-1, problem))
+
 
 @dataclasses.dataclass(frozen=True)
 class Change:
@@ -105,7 +111,7 @@ class Walked:
 
 def make_stream(
     pieces: Iterable[bytes], tables: Tables, *, mariadb: bool = False, checksum: bool = True, gtids: bool = True,
-    settings: ReplicatorSettings | None = None,
+    settings: ReplicatorSettings | None = None, prepared: dict[str, Held] | None = None,
 ) -> Stream:  # fmt: skip
     """A stream whose dump connection is these bytes."""
     stream = object.__new__(Stream)
@@ -119,7 +125,8 @@ def make_stream(
     stream._state[decode.LOG_POS] = 4
     stream._state[decode.CHECKSUM] = checksum
     stream._renewed_seq, stream._renewed = None, False
-    stream._packets = FedPackets(pieces)
+    RareEvents.__init__(stream, prepared or {})
+    stream._packets = stream._socket_packets = FedPackets(pieces)
     return stream
 
 
