@@ -48,7 +48,10 @@ class _SourceServer(Server):
 
     def _base_options(self) -> dict[str, str]:
         """Return the options that say where the programs' own files lie."""
-        options = {"no_defaults": ""}
+        # A MariaDB that starts removes what it takes for leftovers in its folder for temporary files: never a shared one.
+        temporary = self.folder / "tmp"
+        temporary.mkdir(exist_ok=True)
+        options = {"no_defaults": "", "tmpdir": str(temporary)}
         tree = self.program.tree
         if tree is not None:
             options |= {

@@ -196,3 +196,10 @@ def test_command_tells_where_programs_are() -> None:
     assert "fetching" not in again.stdout
     assert cache_folder().is_absolute()
     assert folders.shelter().is_absolute()
+
+
+def test_temporary_files_are_a_servers_own(source_server: SourceServer) -> None:
+    """Servers that start at the same time must not remove each other's temporary files."""
+    with SourceDatabase(source_server, "mysql").connect() as conn, conn.cursor() as cursor:
+        cursor.execute("SELECT @@tmpdir")
+        assert Path(cursor.fetchone()[0]).parent == source_server.folder
