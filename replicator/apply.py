@@ -6,8 +6,8 @@ Owns every write to the mirror but the snapshot's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,14 +18,16 @@ from numpy.typing import NDArray
 from psycopg import sql
 
 from replicator import decode
+from replicator.cascades import Cascades
 from replicator.changes import Batch
 from replicator.copied import leave_out_copied
-from replicator.copy_binary import COPY_HEADER, COPY_TRAILER, copy_statement, copy_tuples
+from replicator.copy_binary import COPY_HEADER, COPY_TRAILER, copy_into, copy_statement, copy_tuples
 from replicator.errors import TableProblem
 from replicator.multiset import delete_rows, make_stage, net, pack
 from replicator.position import Position
 from replicator.prepared import write_changes
 from replicator.schema import LIVE, QUERIES, MirrorTable, Registry, key_object
+from replicator.triggers import cut_runs, find_triggers
 from replicator.values import finish_rows
 from warehouse.db import Connection, wrap_errors
 from warehouse.errors import TryLater
@@ -65,14 +67,19 @@ class MirrorDiverged(TableProblem):
 
 @dataclass
 class _Work:
-    """A batch on its way: its changes with the hard rows filled in, which table each belongs to, which have a _raw."""
+    """A batch on its way: its changes with the hard rows filled in, which table each belongs to, which have a _raw.
+
+    triggers: (t,) indexes of the changes that cascade without a trace in the binlog. derived: how many changes these made.
+    """
 
     batch: Batch
     changes: NDArray[np.void]
     out: NDArray[np.uint8]
     raw: NDArray[np.bool_]
     tables: NDArray[np.int64]
+    triggers: Rows
     current: MirrorTable | None = None
+    derived: int = 0
 
 
 class Applier:
@@ -89,6 +96,7 @@ class Applier:
         self._staged: dict[int, str] = {}
         self._counts: list[dict[str, object]] = []
         self._parts = 0
+        self._is_cut = False
         self._notified = -1
         # The planner knows nothing of a stage's rows, and would rather read a whole mirror than look up each key.
         with wrap_errors():
@@ -105,22 +113,30 @@ class Applier:
         if self.is_open:
             self._roll_back()
 
-    def apply(self, batch: Batch) -> None:
+    def apply(self, batch: Batch) -> int:
         """Commit a batch; a part of a transaction is written, and committed with the part that ends it.
 
         A table whose rows cannot be written goes into a state that says so, and the batch is committed without it.
+
+        Returns:
+            The last _seq given out: the batch's, and behind it those of changes that cascades made.
 
         Raises:
             TryLater: the warehouse is down, busy or full; nothing of the batch is committed.
             ReadAgain: as above, but earlier parts of the transaction are gone and must be read again.
         """
         with self.registry.lock:
-            out, changes, raw = self._finish_hard_rows(batch)
-            tables = np.array(batch.plans.tables, np.int64)[changes["plan"]]
-            work = _Work(batch, changes, out, raw, tables)
+            tables = np.array(batch.plans.tables, np.int64)[batch.changes["plan"]]
+            triggers = find_triggers(batch, tables, self.registry)
+            if len(triggers):
+                work = _Work(batch, batch.changes, batch.out, np.zeros(len(tables), np.bool_), tables, triggers)
+            else:
+                out, changes, raw = self._finish_hard_rows(batch)
+                work = _Work(batch, changes, out, raw, tables, triggers)
             done = False
             while not done:
                 done = self._try(work)
+            return batch.seq + work.derived
 
     def _try(self, work: _Work) -> bool:
         """Write a batch; False where a table had to be left out and all is to be done again."""
@@ -133,7 +149,7 @@ class Applier:
                 self._parts += 1
                 self._write(work)
                 if work.batch.whole:
-                    whole = self._finish(work.batch)
+                    whole = self._finish(replace(work.batch, seq=work.batch.seq + work.derived))
                     self.conn.execute("COMMIT")
                     self._parts = 0
                     self._settled(whole)
@@ -160,19 +176,99 @@ class Applier:
 
     def _write(self, work: _Work) -> None:
         self._counts.clear()
-        for number in np.unique(work.tables):
-            work.current = self.registry.by_number[int(number)]
-            rows: Rows = np.nonzero(work.tables == number)[0]
-            if work.current.first_plan:
-                rows = rows[work.changes["plan"][rows] >= work.current.first_plan]
-            if work.current.exact and work.current.consistent_from is not None:
-                rows = leave_out_copied(work.batch, rows, work.current.consistent_from)
-            if len(rows) and work.current.state in LIVE and not work.current.resync:
-                self._apply_table(work.current, rows, work)
+        self._is_cut = len(work.triggers) > 0
+        if self._is_cut:
+            self._write_in_order(work)
+        else:
+            self._write_span(work, 0, len(work.tables))
         work.current = None
         with self.conn.pipeline():
             for count in self._counts:
                 self.conn.execute(QUERIES["count_changes"], count)
+
+    def _write_span(self, work: _Work, start: int, end: int) -> None:
+        """Write the changes from start to end, table by table."""
+        span = work.tables[start:end]
+        for number in np.unique(span):
+            work.current = self.registry.by_number[int(number)]
+            rows = self._current_rows(work, work.current, np.nonzero(span == number)[0] + start)
+            if len(rows):
+                self._apply_table(work.current, rows, work)
+
+    def _current_rows(self, work: _Work, table: MirrorTable, rows: Rows) -> Rows:
+        """Those of a table's changes that the mirror does not hold yet; none where it takes no changes."""
+        if table.first_plan:
+            rows = rows[work.changes["plan"][rows] >= table.first_plan]
+        if table.exact and table.consistent_from is not None:
+            rows = leave_out_copied(work.batch, rows, table.consistent_from)
+        return rows if table.state in LIVE and not table.resync else rows[:0]
+
+    def _write_in_order(self, work: _Work) -> None:
+        """Write a batch in pieces, cut around the changes that cascade, each followed by what it made of the children.
+
+        The children's changes get a _seq of their own there, so what follows is numbered on from them.
+        """
+        changes, out = work.batch.changes.copy(), work.batch.out.copy()
+        work.changes, work.derived, at = changes, 0, 0
+
+        def write(start: int, end: int) -> None:
+            decode.renumber(changes[start:end], out, work.derived)
+            finished = self._finish_span(work, changes[start:end], out, start)
+            work.out, work.raw[start:end] = finished
+            self._write_span(work, start, end)
+
+        for start, end in cut_runs(work.triggers, work.tables, changes):
+            write(at, start)
+            self._write_trigger(work, start, end, write)
+            at = end
+        write(at, len(changes))
+
+    def _write_trigger(self, work: _Work, start: int, end: int, write: Callable[[int, int], None]) -> None:
+        """Write one change of a parent, or several deletions in a row, and what they did to the children."""
+        table = work.current = self.registry.by_number[int(work.tables[start])]
+        rows = self._current_rows(work, table, np.arange(start, end))
+        if not len(rows):
+            write(start, end)
+            return
+        keys = work.batch.keys
+        entries = self._fold(rows, work.changes, keys)
+        is_deletion = bool(work.changes["op"][start] == decode.DELETE)
+        old = self._read_rows(table, np.arange(len(entries)) if is_deletion else np.zeros(1, np.int64), entries, keys)
+        write(start, end)
+        if not is_deletion:
+            new = self._read_rows(table, np.array([len(entries) - 1]), entries, keys)
+            old = f'[{{"old": {old[1:-1]}, "new": {new[1:-1]}}}]'
+        work.current = table
+        last = work.changes[end - 1]
+        seq, commit_us = int(last["seq"]), int(last["commit_us"])
+        cascades = Cascades(self.conn, self.registry.name, self.registry.children, key_object)
+        for each in cascades.follow(table, "delete" if is_deletion else "update", old, seq, _instant(commit_us)):
+            work.derived += each.deleted + each.updated
+            self._counts.append(
+                self._count(
+                    each.table, -each.deleted, 0, each.updated, each.deleted, 0, each.seq, commit_us, work.batch.position
+                )
+            )
+
+    def _read_rows(self, table: MirrorTable, chosen: Rows, entries: NDArray[np.void], keys: NDArray[np.uint8]) -> str:
+        """The mirror's rows with these keys, as a JSON array.
+
+        Raises:
+            MirrorDiverged: one is not there.
+        """
+        stage = self._stage(table)
+        target = np.empty(int(entries["key_bytes"][chosen].sum()) + 64 * len(chosen), np.uint8)
+        size = decode.stage_keys(chosen, entries, keys, len(table.key), target)
+        copy_tuples(self.conn, copy_into(stage, [*table.key_names, "_seq", "_committed_at"]), target[:size].tobytes())
+        same = sql.SQL(" AND ").join([sql.SQL("m.{0} = s.{0}").format(name) for name in table.key_identifiers])
+        row: Any = self.conn.execute(
+            sql.SQL("SELECT count(*), json_agg(to_jsonb(m.*))::text FROM {} m JOIN {} s ON {}").format(
+                table.identifier, stage, same
+            )
+        ).fetchone()
+        if row[0] != len(chosen):
+            raise MirrorDiverged(f"{len(chosen) - row[0]} rows that a cascade begins with are not in the mirror")
+        return str(row[1])
 
     def _finish(self, batch: Batch) -> list[MirrorTable]:
         """Write what goes with the rows."""
@@ -316,7 +412,7 @@ class Applier:
                 ).format(sql.Identifier(f"stage_{table.number}"), sql.SQL(", ").join(parts), table.identifier)
             )
             self._staged[table.number] = signature
-        elif self._parts > 1:
+        elif self._parts > 1 or self._is_cut:
             self.conn.execute(sql.SQL("TRUNCATE {}").format(stage))
         return stage
 
@@ -363,6 +459,16 @@ class Applier:
 
         out, raw = finish_rows(batch.plans, changes, batch.out, is_result=False, reject=reject)
         return out, changes, raw
+
+    def _finish_span(
+        self, work: _Work, changes: NDArray[np.void], out: NDArray[np.uint8], start: int
+    ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        """As _finish_hard_rows for a piece of a batch, its changes modified in place; they are those from `start` on."""
+
+        def reject(i: int, problem: TableProblem) -> None:
+            self.registry.reject(int(work.tables[start + i]), problem)
+
+        return finish_rows(work.batch.plans, changes, out, is_result=False, reject=reject)
 
 
 def _instant(commit_us: int) -> datetime:

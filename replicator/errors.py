@@ -73,3 +73,7 @@ class MalformedValue(TableProblem):
 
 class LockRefused(TableProblem):
     """A table whose copy must be read at one position cannot be locked for a moment."""
+
+
+class LostParent(TableProblem):
+    """A table that foreign-key cascades change, and where they come from is not replicated."""

@@ -43,17 +43,18 @@ WHERE source = %(source)s
 UPDATE warehouse.checkpoint SET seq = greatest(seq, %(seq)s) WHERE source = %(source)s
 
 -- name: read_tables
-SELECT table_name, mirror, state, columns, key_columns, consistent_from, consistent_copy, resync_requested
+SELECT table_name, mirror, state, columns, key_columns, consistent_from, consistent_copy, foreign_keys,
+    resync_requested
 FROM warehouse.tables WHERE source = %(source)s
 
 -- name: write_table
 WITH known AS (
     UPDATE warehouse.tables SET mirror = %(mirror)s, state = %(state)s, reason = %(reason)s, columns = %(columns)s,
-        key_columns = %(key_columns)s, consistent_from = %(consistent_from)s
+        key_columns = %(key_columns)s, consistent_from = %(consistent_from)s, foreign_keys = %(foreign_keys)s
     WHERE source = %(source)s AND table_name = %(table)s RETURNING table_name
 )
-INSERT INTO warehouse.tables (source, table_name, mirror, state, reason, columns, key_columns, position)
-SELECT %(source)s, %(table)s, %(mirror)s, %(state)s, %(reason)s, %(columns)s, %(key_columns)s, %(position)s
+INSERT INTO warehouse.tables (source, table_name, mirror, state, reason, columns, key_columns, position, foreign_keys)
+SELECT %(source)s, %(table)s, %(mirror)s, %(state)s, %(reason)s, %(columns)s, %(key_columns)s, %(position)s, %(foreign_keys)s
 WHERE NOT EXISTS (SELECT FROM known)
 
 -- name: count_changes

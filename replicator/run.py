@@ -5,6 +5,7 @@ Owns the order of things. Rows are decoded in stream.py, written in apply.py, co
 
 from __future__ import annotations
 
+import re
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from replicator.position import Position, parse_gtids
 from replicator.prefetch import Prefetch
 from replicator.prepared import read_prepared
 from replicator.schema import LIVE, QUERIES, MirrorTable, Registry
-from replicator.snapshot import Interrupted, copy_table
+from replicator.snapshot import Interrupted, copy_tables
 from replicator.source import Source
 from replicator.statements import Intent, parse_intents
 from replicator.stream import Item, Statement, Stream
@@ -35,6 +36,7 @@ log = structlog.get_logger()
 Outcome = Literal["done", "again"]
 
 REQUESTS_S = 0.5
+_FOREIGN_KEY = re.compile("foreign|constraint|references", re.IGNORECASE)
 REPORT_S = 10
 
 
@@ -287,8 +289,8 @@ class _Work:
 
     def _apply(self, batch: Batch) -> None:
         started = time.monotonic()
-        self.applier.apply(batch)
-        self.position, self.seq = batch.position, batch.seq
+        self.seq = self.applier.apply(batch)
+        self.position = batch.position
         if batch.whole:
             self.saved, self._commit_us = True, None
         self.progress.note()
@@ -335,13 +337,15 @@ class _Work:
         What the stream decoded before was committed before the copy began, so a copied table may miss it; what it decodes
         after is decoded for the tables as they are then.
         """
-        wanted = [table for table in self.registry.by_number if table.resync]
-        if not wanted:
+        if not any(table.resync for table in self.registry.by_number):
             return
         with nullcontext() if self._ahead is None else self._ahead.hold():
-            for table in wanted:
-                self.seq = copy_table(self.conn, self.source, self.registry, table, self.seq, self.stop)
+            self.registry.read_foreign_keys()
+            groups = self.registry.families([table for table in self.registry.by_number if table.resync])
+            for tables in groups:
+                self.seq = copy_tables(self.conn, self.source, self.registry, tables, self.seq, self.stop)
                 self.progress.note()
+            wanted = [table for tables in groups for table in tables]
             if self._stream is not None:
                 first_plan = self._stream.renew_choices()
                 for table in wanted:
@@ -354,6 +358,8 @@ class _Work:
         for intent in intents:
             self._carry_out(intent, statement)
         if intents:
+            may_alter = _FOREIGN_KEY.search(statement.query.text)
+            self.registry.read_foreign_keys({i.table for i in intents if i.action == "alter" and may_alter})
             log.info("statement", intents=[f"{i.action} {i.table}" for i in intents], position=str(statement.position))
             assert self._stream is not None, "statements come from a stream"
             self._stream.renew_choices()

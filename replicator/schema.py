@@ -9,15 +9,16 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import structlog
 from psycopg import sql
 
+from replicator.cascades import ForeignKey, find_family, find_foreign_keys, read_foreign_key
 from replicator.charsets import Charsets
-from replicator.errors import MissingMetadata, SchemaChanged, TableProblem, UnsupportedColumn
+from replicator.errors import LostParent, MissingMetadata, SchemaChanged, TableProblem, UnsupportedColumn
 from replicator.position import Flavor, Position, parse_position
 from replicator.source import Source, SourceTable
 from replicator.stream import Choice
@@ -43,6 +44,7 @@ class MirrorTable:
         key: source names of the columns that identify a row; empty where nothing does, and the mirror is a multiset.
         consistent_from: the position that must be applied before a snapshot is whole; None once it is. Until then
             changes may meet rows that are newer than they, so every change replaces its row.
+        foreign_keys: those through which other tables' changes change this one without a trace in the binlog.
         exact: the snapshot was read as of consistent_from, so that changes up to there are left out instead.
         resync: a copy was asked for.
         first_plan: changes decoded by older plans were committed before the last copy began, which brought what they left.
@@ -59,6 +61,7 @@ class MirrorTable:
     reason: str | None = None
     consistent_from: Position | None = None
     exact: bool = False
+    foreign_keys: list[ForeignKey] = field(default_factory=list)
     resync: bool = False
     first_plan: int = 0
     dirty: bool = field(default=False, repr=False)
@@ -129,18 +132,20 @@ class Registry:
 
     def load(self, conn: Connection) -> None:
         """Read the states that earlier runs left, and find the tables that are new at the source."""
-        for name, mirror, state, columns, key, consistent_from, exact, resync in conn.execute(
+        for name, mirror, state, columns, key, consistent_from, exact, foreign_keys, resync in conn.execute(
             QUERIES["read_tables"], {"source": self.name}
         ):
             position = parse_position(consistent_from, self.flavor) if consistent_from else None
             table = self._enlist(name, mirror, state, columns, list(key))
             table.consistent_from, table.exact, table.resync = position, exact, resync
+            table.foreign_keys = [read_foreign_key(kept) for kept in foreign_keys]
             # A snapshot that never came to its end begins again, and one that was still to be made is made.
             if (state == "Snapshotting" and position is None) or state == "ResyncRequired":
                 table.resync = True
         for name in sorted(self.source.table_names()):
             if self.matches(name) and name not in self.tables:
                 self.discover(name)
+        self.read_foreign_keys()
 
     def matches(self, name: str) -> bool:
         """Whether a table's rows are wanted."""
@@ -172,6 +177,7 @@ class Registry:
             self.reject(table.number, problem)
         elif is_new:
             table.consistent_from = None
+            table.foreign_keys = [key for key in find_foreign_keys(self.source) if key.child == name]
             self.set_state(table, "Synced")
         else:
             table.resync = True
@@ -195,6 +201,60 @@ class Registry:
             if column.mirror_name in OWN_COLUMNS or (column.mirror_name == ROW_HASH and not found.key):
                 return UnsupportedColumn(f"column {column.name} has a name that the mirror needs for itself")
         return None
+
+    # ------------------------------------------------------------------------------------------------ cascades
+    def read_foreign_keys(self, altered: Collection[str] = ()) -> None:
+        """Ask the source for the keys that cascade silently; a table whose keys are others than before is copied afresh.
+
+        Args:
+            altered: tables whose keys may have been others for a while, though they are the same now.
+        """
+        found: dict[str, list[ForeignKey]] = {}
+        for key in find_foreign_keys(self.source):
+            found.setdefault(key.child, []).append(key)
+        with self.lock:
+            for table in self.by_number:
+                keys = found.get(table.name, [])
+                if keys == table.foreign_keys and not (keys and table.name in altered):
+                    continue
+                table.foreign_keys, table.dirty = keys, True
+                if table.state in LIVE and not table.resync:
+                    self.require_resync(table, SchemaChanged("its cascading foreign keys changed"))
+
+    def children(self, parent: str) -> list[tuple[ForeignKey, MirrorTable]]:
+        """The live tables that cascades from a parent reach at once, each with the key."""
+        return [
+            (key, table)
+            for table in self.by_number
+            if table.foreign_keys and table.state in LIVE and not table.resync
+            for key in table.foreign_keys
+            if key.parent == parent
+        ]
+
+    def families(self, wanted: Sequence[MirrorTable]) -> list[list[MirrorTable]]:
+        """These tables with all that must be copied as of the same position, because cascades tie them together."""
+        keys = [key for table in self.by_number for key in table.foreign_keys]
+        groups: list[list[MirrorTable]] = []
+        for table in wanted:
+            if not any(table in group for group in groups):
+                family = find_family(keys, [table.name])
+                groups.append([each for each in self.by_number if each.name in family])
+        return groups
+
+    def _reject_orphans(self) -> None:
+        """A table that cascades change cannot be kept without the tables that they come from."""
+        again = True
+        while again:
+            again = False
+            for table in self.by_number:
+                for key in table.foreign_keys:
+                    parent = self.tables.get(key.parent)
+                    if table.state not in LIVE or (parent is not None and (parent.resync or parent.state in LIVE)):
+                        continue
+                    again = True
+                    hint = f"Replicate {key.parent} too, then resync the table; or make the foreign key RESTRICT."
+                    what = f"rows change by foreign-key cascades from {key.parent}, which is not replicated"
+                    self.reject(table.number, LostParent(what, hint=hint))
 
     # ------------------------------------------------------------------------------------------------ the stream's side
     def choose(self, table_map: TableMap) -> Choice | None:
@@ -254,6 +314,8 @@ class Registry:
     # ------------------------------------------------------------------------------------------------ the warehouse's side
     def write(self, conn: Connection, position: Position) -> None:
         """Write what changed, inside the caller's transaction; mirrors that are missing are created."""
+        if any(table.dirty for table in self.by_number):
+            self._reject_orphans()
         for table in self.by_number:
             if not table.dirty:
                 continue
@@ -264,7 +326,7 @@ class Registry:
                 {
                     "source": self.name, "table": table.name, "mirror": table.mirror, "state": table.state,
                     "reason": table.reason, "columns": json.dumps(table.columns), "key_columns": table.key,
-                    "position": str(position),
+                    "position": str(position), "foreign_keys": json.dumps([key.as_json() for key in table.foreign_keys]),
                     "consistent_from": None if table.consistent_from is None else str(table.consistent_from),
                 },
             )  # fmt: skip
@@ -297,11 +359,16 @@ def create_mirror(conn: Connection, table: MirrorTable) -> None:
             table.identifier, columns, key
         )
     )
-    indexes = [("__seq", sql.SQL("_seq"))]
+    indexes: list[tuple[str, sql.Composable]] = [("__seq", sql.SQL("_seq"))]
     if not table.key:
         # a mirror that had a key has no such column yet
         conn.execute(sql.SQL("ALTER TABLE {} ADD COLUMN IF NOT EXISTS _row_hash bigint").format(table.identifier))
         indexes.append(("__row_hash", sql.SQL("_row_hash, _seq")))
+    names = {column["name"].lower(): column["mirror_name"] for column in table.columns}
+    for foreign in table.foreign_keys:
+        # where cascades look for the children
+        parts = [names[column.lower()] for column in foreign.columns if column.lower() in names]
+        indexes.append(("__fk_" + "_".join(parts), sql.SQL(", ").join(map(sql.Identifier, parts))))
     for ending, of in indexes:
         index = sql.Identifier(mirror_identifier(name + ending))
         conn.execute(sql.SQL("CREATE INDEX IF NOT EXISTS {} ON {} ({})").format(index, table.identifier, of))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,12 +22,13 @@ from replicator import decode
 from replicator.apply import REFUSALS
 from replicator.changes import ChangeBuffer
 from replicator.copy_binary import COPY_HEADER, COPY_TRAILER, copy_statement
-from replicator.errors import SourceUnavailable, TableProblem
+from replicator.errors import LockRefused, SchemaChanged, SourceUnavailable, TableProblem
 from replicator.multiset import keep_rows, pack, record_vanished_rows
 from replicator.packets import TICK_S, PacketBuffer
 from replicator.plan import Plans
 from replicator.read_view import ReadView
 from replicator.schema import (
+    LIVE,
     QUERIES,
     MirrorTable,
     Registry,
@@ -280,6 +281,56 @@ def copy_table(
     table.consistent_from, table.exact, table.resync = after, view is not None, False
     log.info("table copied", table=table.name, rows=rows, duration_s=round(time.monotonic() - started, 3))
     return last_seq
+
+
+def copy_tables(
+    conn: Connection, source: Source, registry: Registry, tables: Sequence[MirrorTable], seq: int, stop: Stop
+) -> int:
+    """Copy tables that cascades tie together as of one position, or a single table; the last _seq given out.
+
+    Args and raises: as copy_table.
+    """
+    if len(tables) == 1 and not tables[0].foreign_keys:
+        return copy_table(conn, source, registry, tables[0], seq, stop)
+    for table in tables:
+        if not table.resync:
+            registry.require_resync(table, SchemaChanged("copied with the tables that foreign-key cascades tie it to"))
+    # A crash between two of the copies must not leave a table behind the others.
+    with wrap_warehouse_errors(), conn.transaction():
+        registry.write(conn, source.position())
+    registry.written()
+    left = list(tables)
+    while left:
+        there = [table for table in left if _is_lockable(source, table)]
+        try:
+            view = ReadView(source, [table.name for table in there])
+        except LockRefused as problem:
+            for table in left:
+                if table.foreign_keys:
+                    _drop_request(conn, registry, table)
+                    registry.reject(table.number, problem)
+                else:
+                    seq = copy_table(conn, source, registry, table, seq, stop)
+            return seq
+        try:
+            failed = None
+            for table in left:
+                seq = copy_table(conn, source, registry, table, seq, stop, view if table in there else None)
+                if table.state not in LIVE:
+                    failed = table
+                    break
+        finally:
+            view.close()
+        if failed is None:
+            return seq
+        # Its result may not be read to its end, and the others need one position.
+        left.remove(failed)
+    return seq
+
+
+def _is_lockable(source: Source, table: MirrorTable) -> bool:
+    found = source.describe(table.name)
+    return found is not None and found.table_type == "BASE TABLE"
 
 
 def _drop_request(conn: Connection, registry: Registry, table: MirrorTable) -> None:
