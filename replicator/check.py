@@ -101,9 +101,7 @@ def _check_binlog(source: Source, variables: Variables) -> Iterator[Finding]:
 
 
 def _check_rights(source: Source, settings: Settings) -> Iterator[Finding]:
-    user = str(source.query("SELECT CURRENT_USER()")[0][0])
-    account = "@".join(f"'{part}'" for part in user.rsplit("@", 1))
-    grants = [str(row[0]).upper() for row in source.query("SHOW GRANTS")]
+    user, account, grants = _grants(source)
     of_server = " ".join(grant for grant in grants if " ON *.* " in grant)
     words = {word.strip() for part in of_server.split(",") for word in _WORD.findall(part)}
 
@@ -125,6 +123,13 @@ def _check_rights(source: Source, settings: Settings) -> Iterator[Finding]:
                 f"no table of {database} is visible to {user}",
                 f"GRANT SELECT ON `{database}`.* TO {account};  (nothing to do where the tables are still to be made)",
             )
+
+
+def _grants(source: Source) -> tuple[str, str, list[str]]:
+    """The user, the same as GRANT takes it, and the grants in upper case."""
+    user = str(source.query("SELECT CURRENT_USER()")[0][0])
+    account = "@".join(f"'{part}'" for part in user.rsplit("@", 1))
+    return user, account, [str(row[0]).upper() for row in source.query("SHOW GRANTS")]
 
 
 def _check_server_id(source: Source, settings: Settings) -> Iterator[Finding]:
@@ -159,7 +164,9 @@ def _check_tables(source: Source, settings: Settings) -> Iterator[Finding]:
         found = source.describe(name)
         problem = None if found is None else registry.find_problem(found)
         if problem is not None:
-            yield Finding("warning", f"{name} will be Failed: {problem.message}", _mend_table(name, problem))
+            yield Finding("warning", f"{name} will be Failed: {problem.message}", _mend_table(problem))
+        elif found is not None and not found.key:
+            yield from _check_lock(source, name, "has no key")
     if names and not _logs_cascades(source):
         children = source.query(
             "SELECT CONCAT(CONSTRAINT_SCHEMA, '.', TABLE_NAME) FROM information_schema.REFERENTIAL_CONSTRAINTS"
@@ -173,9 +180,41 @@ def _check_tables(source: Source, settings: Settings) -> Iterator[Finding]:
             )
 
 
-def _mend_table(name: str, problem: TableProblem) -> str:
-    if "primary key" in problem.message:
-        return f"ALTER TABLE {name} ADD PRIMARY KEY (...);"
+def _check_lock(source: Source, name: str, why: str) -> Iterator[Finding]:
+    """A copy as of one position locks its tables for a moment."""
+    user, account, grants = _grants(source)
+    database = name.partition(".")[0]
+    if not may_lock(grants, database):
+        yield Finding(
+            "warning",
+            f"{name} will be Failed: it {why}, and {user} may not lock it for the moment that a copy of it needs",
+            f"GRANT LOCK TABLES ON `{database}`.* TO {account};  (or RELOAD ON *.*), or give the table a primary key",
+        )
+
+
+def may_lock(grants: Sequence[str], database: str) -> bool:
+    """Whether grants, as SHOW GRANTS prints them in upper case, are enough to lock the tables of a database."""
+    for grant in grants:
+        rights, _, rest = grant.partition(" ON ")
+        scope = rest.partition(".")[0].strip("`").replace("``", "`")
+        words = {word.strip() for word in rights.removeprefix("GRANT ").split(",")}
+        if scope == "*" and words & {"RELOAD", "ALL PRIVILEGES", "ALL"}:
+            return True
+        if words & {"LOCK TABLES", "ALL PRIVILEGES", "ALL"} and rest.partition(".")[2].startswith("* "):
+            # a grant's scope has LIKE's wildcards, and backslashes before what is none
+            pattern = re.sub(r"\\(.)|([%_])|(.)", _as_pattern, scope)
+            if scope == "*" or re.fullmatch(pattern, database.upper(), re.DOTALL):
+                return True
+    return False
+
+
+def _as_pattern(piece: re.Match[str]) -> str:
+    if piece[2]:
+        return ".*" if piece[2] == "%" else "."
+    return re.escape(piece[1] or piece[3])
+
+
+def _mend_table(problem: TableProblem) -> str:
     return "Leave the table out of source.tables, or change the column; the other tables are replicated."
 
 
