@@ -21,9 +21,10 @@ import pymysql
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from demo.servers import MySQLServer, PostgresServer, cache_folder, provide
+from replicator.position import Position
 from replicator.schema import MirrorTable, Registry
 from replicator.source import Source
-from replicator.stream import Choice
+from replicator.stream import Choice, Stream
 from replicator.tablemap import TableMap
 from warehouse.log import configure_log
 from warehouse.migrate import migrate_schema
@@ -170,6 +171,11 @@ class Wanted:
     def reject(self, table: int, problem: Exception) -> None:
         """Nothing here may be rejected."""
         raise problem
+
+
+def open_stream(plant: Plant, start: Position) -> Stream:
+    """The stream of the bench's table from a position on."""
+    return Stream(Source(plant.settings.source), plant.settings.replicator, start, 0, Wanted(), {})
 
 
 def mirror_table(plant: Plant) -> MirrorTable:

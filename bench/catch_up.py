@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 
 import numpy as np
-from _plant import MEASUREMENTS, NAME, Plant, Wanted, insert_many, mirror_table, running_plant
+from _plant import MEASUREMENTS, NAME, Plant, insert_many, mirror_table, open_stream, running_plant
 
 from bench.report import Report
 from replicator import decode
@@ -24,7 +24,6 @@ from replicator.position import Position
 from replicator.run import Replication
 from replicator.schema import MirrorTable, create_mirror
 from replicator.source import Source
-from replicator.stream import Stream
 from warehouse.service import Progress, Stop
 
 
@@ -130,7 +129,7 @@ def update_all(plant: Plant, rows: int) -> None:
 
 def read_tuples(plant: Plant, start: Position, rows: int) -> list[bytes]:
     """The COPY tuples of the images of so many changes."""
-    stream = Stream(Source(plant.settings.source), plant.settings.replicator, start, 0, Wanted())
+    stream = open_stream(plant, start)
     found: list[bytes] = []
     seen = 0
     for item in stream.items():

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from _plant import NAME, TABLE, Plant, Wanted, insert_many, insert_singly, mirror_table, running_plant
+from _plant import NAME, TABLE, Plant, insert_many, insert_singly, mirror_table, open_stream, running_plant
 from pymysqlreplication import BinLogStreamReader
 from pymysqlreplication.row_event import WriteRowsEvent
 
@@ -25,7 +25,6 @@ from replicator.changes import Batch
 from replicator.position import Position
 from replicator.schema import create_mirror
 from replicator.source import Source
-from replicator.stream import Stream
 
 
 def main() -> None:
@@ -62,7 +61,7 @@ def compare(plant: Plant, report: Report, figure: str, start: Position, rows: in
 
 def read(plant: Plant, start: Position, rows: int) -> float:
     """Seconds until so many rows are COPY tuples."""
-    stream = Stream(Source(plant.settings.source), plant.settings.replicator, start, 0, Wanted())
+    stream = open_stream(plant, start)
     began = time.perf_counter()
     seen = 0
     for item in stream.items():
@@ -109,8 +108,7 @@ def compare_socket(plant: Plant, report: Report, start: Position, rows: int) -> 
 
 def read_and_discard(plant: Plant, start: Position, rows: int) -> float:
     """Seconds until the bytes of so many rows have come."""
-    source = Source(plant.settings.source)
-    stream = Stream(source, plant.settings.replicator, start, 0, Wanted())
+    stream = open_stream(plant, start)
     connection = stream._packets
     # As many bytes as the rows take in the binlog; 29 columns make 220 bytes, and each event of some 36 rows 60 more.
     left = rows * 220
@@ -130,7 +128,7 @@ def compare_processor(plant: Plant, report: Report, start: Position, rows: int) 
     read(plant, start, rows)
     decoding_us = (time.process_time() - began) / rows * 1e6
     table = mirror_table(plant)
-    stream = Stream(Source(plant.settings.source), plant.settings.replicator, start, 0, Wanted())
+    stream = open_stream(plant, start)
     with plant.warehouse() as conn:
         create_mirror(conn, table)
         backend = conn.info.backend_pid
