@@ -154,7 +154,7 @@ class Applier:
                     self._parts = 0
                     self._settled(whole)
             return True
-        except (psycopg.errors.IntegrityError, psycopg.errors.DataError) as error:
+        except (*REFUSALS, *_ALTERED) as error:
             problem: TableProblem = MirrorDiverged(f"a change does not fit the mirror: {_first_line(error)}")
         except TableProblem as error:
             problem = error
