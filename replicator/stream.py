@@ -7,9 +7,11 @@ one at the last committed position, because only that position is known to be ri
 
 from __future__ import annotations
 
+import socket
 import time
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
@@ -146,8 +148,12 @@ class Stream(RareEvents):
 
     def close(self) -> None:
         """Close the dump connection."""
+        connection = self._reader._stream_connection
+        # Wakes the thread that may be waiting for bytes; a connection that is broken already needs no waking.
+        with suppress(OSError, AttributeError):
+            connection._sock.shutdown(socket.SHUT_RDWR)
         # PyMySQL's own close() would send a QUIT and wait for it behind megabytes of events.
-        self._reader._stream_connection._force_close()
+        connection._force_close()
 
     def renew_choices(self) -> int:
         """Ask about every table again, from the next item on; the number that the first new plan will have."""
