@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from replicator.cascades import find_foreign_keys
 from replicator.errors import PreflightFailed, SourceRefused, TableProblem
 from replicator.schema import Registry
 from replicator.source import Source
@@ -167,17 +168,29 @@ def _check_tables(source: Source, settings: Settings) -> Iterator[Finding]:
             yield Finding("warning", f"{name} will be Failed: {problem.message}", _mend_table(problem))
         elif found is not None and not found.key:
             yield from _check_lock(source, name, "has no key")
-    if names and not _logs_cascades(source):
-        children = source.query(
-            "SELECT CONCAT(CONSTRAINT_SCHEMA, '.', TABLE_NAME) FROM information_schema.REFERENTIAL_CONSTRAINTS"
-            " WHERE DELETE_RULE IN ('CASCADE', 'SET NULL') OR UPDATE_RULE IN ('CASCADE', 'SET NULL')"
-        )
-        for child in sorted({str(row[0]) for row in children} & set(names)):
+    yield from _check_cascades(source, registry, names)
+
+
+def _check_cascades(source: Source, registry: Registry, names: Sequence[str]) -> Iterator[Finding]:
+    """Tables that change by foreign-key cascades without a trace in the binlog."""
+    for key in find_foreign_keys(source):
+        if key.child not in names:
+            continue
+        if not registry.matches(key.parent):
             yield Finding(
                 "warning",
-                f"{child} changes by foreign-key cascades, which this server does not log",
-                f"ALTER TABLE {child} ... make the foreign key RESTRICT, or resync the table after cascades.",
+                f"{key.child} will be Failed: it changes by foreign-key cascades from {key.parent}, which this server does not"
+                " log, and that table is not replicated",
+                f"Add {key.parent} to source.tables, or make the foreign key RESTRICT.",
             )
+            continue
+        how = "they are derived from that table's changes" if key.is_plain else "each one makes the table be copied afresh"
+        yield Finding(
+            "warning",
+            f"{key.child} changes by foreign-key cascades from {key.parent}, which this server does not log: {how}",
+            "Nothing to do. MySQL 9.6 and later log these changes.",
+        )
+        yield from _check_lock(source, key.child, "changes by foreign-key cascades that are not logged")
 
 
 def _check_lock(source: Source, name: str, why: str) -> Iterator[Finding]:
@@ -216,12 +229,6 @@ def _as_pattern(piece: re.Match[str]) -> str:
 
 def _mend_table(problem: TableProblem) -> str:
     return "Leave the table out of source.tables, or change the column; the other tables are replicated."
-
-
-def _logs_cascades(source: Source) -> bool:
-    """MySQL logs them since 9.6 (worklog 11249); MariaDB does not."""
-    version = tuple(int(part) for part in re.findall(r"\d+", source.version)[:2])
-    return source.flavor == "mysql" and version >= (9, 6)
 
 
 def _check_warehouse(conn: Connection, settings: Settings) -> Iterator[Finding]:

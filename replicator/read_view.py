@@ -1,7 +1,8 @@
 """Read views: a connection that sees some tables as they were at one known position of the binlog.
 
 Locks the tables against writes for as long as it takes to note the position and to begin a transaction with a consistent
-snapshot, usually a few milliseconds. Owns both connections; reads no rows.
+snapshot, usually a few milliseconds; tables of an engine without transactions until they are read. Owns its connections;
+reads no rows.
 """
 
 from __future__ import annotations
@@ -48,28 +49,30 @@ class ReadView:
             started = time.monotonic()
             _lock(self._locks, tables)
             self.position: Position = source.position()
-            self.connection = source.open()
+            # Where the lock must be held while the rows are read, another reader would wait behind the writers that wait.
+            is_versioned = _are_versioned(source, tables)
+            self.connection = source.open() if is_versioned else self._locks
         except BaseException:
             self._locks._force_close()
             raise
         try:
-            with wrap_errors("cannot begin a consistent snapshot"):
-                self.connection.query("SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-                self.connection.query("START TRANSACTION WITH CONSISTENT SNAPSHOT")
-            if _are_versioned(source, tables):
-                self._unlock()
+            if is_versioned:
+                self._begin()
         except BaseException:
             self.close()
             raise
         log.info(
-            "tables locked for a moment",
+            "tables locked",
+            for_a_moment=is_versioned,
             tables=list(tables),
             duration_ms=round(1000 * (time.monotonic() - started), 1),
             position=str(self.position),
         )
 
-    def _unlock(self) -> None:
-        with wrap_errors("cannot unlock tables"):
+    def _begin(self) -> None:
+        with wrap_errors("cannot begin a consistent snapshot"):
+            self.connection.query("SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+            self.connection.query("START TRANSACTION WITH CONSISTENT SNAPSHOT")
             self._locks.query("UNLOCK TABLES")
 
     def close(self) -> None:
