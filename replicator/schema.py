@@ -241,20 +241,24 @@ class Registry:
                 groups.append([each for each in self.by_number if each.name in family])
         return groups
 
-    def _reject_orphans(self) -> None:
-        """A table that cascades change cannot be kept without the tables that they come from."""
-        again = True
-        while again:
-            again = False
+    def lost_parent(self, table: MirrorTable) -> TableProblem | None:
+        """Why a table that cascades change cannot be kept: one that they come from is not replicated."""
+        for key in table.foreign_keys:
+            parent = self.tables.get(key.parent)
+            if parent is None or not (parent.resync or parent.state in LIVE):
+                hint = f"Replicate {key.parent} too, then resync the table; or make the foreign key RESTRICT."
+                what = f"rows change by foreign-key cascades from {key.parent}, which is not replicated"
+                return LostParent(what, hint=hint)
+        return None
+
+    def reject_orphans(self) -> None:
+        """Give up the tables that cascades change from tables that are given up."""
+        before = -1
+        while before != (before := sum(table.state in LIVE for table in self.by_number)):
             for table in self.by_number:
-                for key in table.foreign_keys:
-                    parent = self.tables.get(key.parent)
-                    if table.state not in LIVE or (parent is not None and (parent.resync or parent.state in LIVE)):
-                        continue
-                    again = True
-                    hint = f"Replicate {key.parent} too, then resync the table; or make the foreign key RESTRICT."
-                    what = f"rows change by foreign-key cascades from {key.parent}, which is not replicated"
-                    self.reject(table.number, LostParent(what, hint=hint))
+                problem = self.lost_parent(table) if table.state in LIVE else None
+                if problem is not None:
+                    self.reject(table.number, problem)
 
     # ------------------------------------------------------------------------------------------------ the stream's side
     def choose(self, table_map: TableMap) -> Choice | None:
@@ -315,7 +319,7 @@ class Registry:
     def write(self, conn: Connection, position: Position) -> None:
         """Write what changed, inside the caller's transaction; mirrors that are missing are created."""
         if any(table.dirty for table in self.by_number):
-            self._reject_orphans()
+            self.reject_orphans()
         for table in self.by_number:
             if not table.dirty:
                 continue

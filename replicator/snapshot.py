@@ -299,7 +299,21 @@ def copy_tables(
     with wrap_warehouse_errors(), conn.transaction():
         registry.write(conn, source.position())
     registry.written()
-    left = list(tables)
+    left = []
+    for table in tables:
+        lost = registry.lost_parent(table)
+        if lost is None:
+            left.append(table)
+        else:
+            _drop_request(conn, registry, table)
+            registry.reject(table.number, lost)
+    seq = _copy_together(conn, source, registry, left, seq, stop)
+    registry.reject_orphans()
+    return seq
+
+
+def _copy_together(conn: Connection, source: Source, registry: Registry, left: list[MirrorTable], seq: int, stop: Stop) -> int:
+    """Copy tables as of one position; those that cannot be copied leave the others to be copied again."""
     while left:
         there = [table for table in left if _is_lockable(source, table)]
         try:

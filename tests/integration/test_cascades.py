@@ -172,3 +172,67 @@ def test_order_within_a_transaction(family: Pipeline) -> None:
     assert {"id": 2} in family.deleted_keys("b")
     assert_never_copied_again(family)
     assert_deletions_are_known(family)
+
+
+def test_changes_that_cannot_be_derived(mariadb_pipeline: Pipeline) -> None:
+    """Keys of text are equal by their collation, and some tables have no key: those children are copied afresh."""
+    pipeline = mariadb_pipeline
+    pipeline.source.execute(
+        "CREATE TABLE p (k VARCHAR(9) COLLATE utf8mb4_general_ci PRIMARY KEY, n INT)",
+        "CREATE TABLE q (id INT PRIMARY KEY, k VARCHAR(9) COLLATE utf8mb4_general_ci,"
+        " FOREIGN KEY (k) REFERENCES p (k) ON DELETE CASCADE ON UPDATE CASCADE)",
+        "CREATE TABLE r (k VARCHAR(9) COLLATE utf8mb4_general_ci, FOREIGN KEY (k) REFERENCES p (k)"
+        " ON DELETE SET NULL ON UPDATE CASCADE)",
+        "INSERT INTO p VALUES ('a', 1), ('b', 2)", "INSERT INTO q VALUES (1, 'A'), (2, 'b')",
+        "INSERT INTO r VALUES ('A'), ('b')",
+    )  # fmt: skip
+    with pipeline.following():
+        pipeline.source.execute("UPDATE p SET n = 5", "DELETE FROM p WHERE k = 'a'", "UPDATE p SET k = 'c'")
+        pipeline.sync()
+        pipeline.wait_until(lambda: all(pipeline.state(table)[0] == "Synced" for table in "pqr"))
+        pipeline.assert_equal("p", "q", order="1")
+        assert pipeline.read_mirror("q") == [(2, "c")]
+        assert {k for (k,) in pipeline.read_mirror("r", order="1")} == {k for (k,) in pipeline.read_source("r", order="1")}
+    reasons = pipeline.fetch("SELECT reason FROM warehouse.state_changes WHERE new_state = 'ResyncRequired'")
+    assert any("cannot be derived" in reason for (reason,) in reasons)
+
+
+def test_parent_that_is_not_replicated(mariadb_pipeline: Pipeline) -> None:
+    """Nothing can be derived from a table outside of source.tables: the child says so, and comes back with it."""
+    pipeline = mariadb_pipeline
+    pipeline.source.execute(TABLES["a"], TABLES["b"], "INSERT INTO a VALUES (1, 1, 1)", "INSERT INTO b VALUES (1, 1, 1)")
+    pipeline.configure(source={"tables": [f"{pipeline.source.name}.b"]})
+    done = pipeline.run("replicator", "check")
+    assert "b will be Failed" in done.stdout + done.stderr
+    pipeline.catch_up()
+    state, reason = pipeline.state("b")
+    assert state == "Failed"
+    assert "cascades" in str(reason)
+    pipeline.configure(source={"tables": [f"{pipeline.source.name}.%"]})
+    pipeline.conn.execute("SELECT warehouse.resync(%s)", (f"{pipeline.source.name}.b",))
+    pipeline.catch_up()
+    pipeline.source.execute("DELETE FROM a")
+    pipeline.catch_up()
+    pipeline.assert_equal("a", "b")
+
+
+@pytest.mark.parametrize("step_by_step", [True, False])
+def test_foreign_keys_that_come_and_go(mariadb_pipeline: Pipeline, step_by_step: bool) -> None:
+    """Cascades are derived only while the key is there, also where all of it is read at once afterwards."""
+    pipeline = mariadb_pipeline
+    pipeline.source.execute("CREATE TABLE p (id INT PRIMARY KEY)", "CREATE TABLE q (id INT PRIMARY KEY, p_id INT)")
+    pipeline.source.execute("INSERT INTO p VALUES (1), (2), (3), (4)", "INSERT INTO q VALUES (1, 1), (2, 2), (3, 3), (4, 4)")
+    pipeline.catch_up()
+    add = "ALTER TABLE q ADD CONSTRAINT f FOREIGN KEY (p_id) REFERENCES p (id) ON DELETE CASCADE"
+    for statement in (
+        "DELETE FROM p WHERE id = 1", "DELETE FROM q WHERE id = 1", add, "DELETE FROM p WHERE id = 2",
+        "ALTER TABLE q DROP FOREIGN KEY f", "DELETE FROM p WHERE id = 3", "INSERT INTO p VALUES (3)", add,
+        "DELETE FROM p WHERE id = 4", "CREATE TABLE s (id INT PRIMARY KEY, q_id INT REFERENCES q (id) ON DELETE SET NULL)",
+        "INSERT INTO s VALUES (1, 3)", "DELETE FROM p WHERE id = 3",
+    ):  # fmt: skip
+        pipeline.source.execute(statement)
+        if step_by_step:
+            pipeline.catch_up()
+    pipeline.catch_up()
+    pipeline.assert_equal("p", "q", "s", order="1")
+    assert pipeline.read_mirror("s") == [(1, None)]
