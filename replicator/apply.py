@@ -149,6 +149,8 @@ class Applier:
                 self._parts += 1
                 self._write(work)
                 if work.batch.whole:
+                    # parts, and pieces between cascades, may have found more that is to be known with these rows
+                    self.registry.write(self.conn, work.batch.position)
                     whole = self._finish(replace(work.batch, seq=work.batch.seq + work.derived))
                     self.conn.execute("COMMIT")
                     self._parts = 0

@@ -239,3 +239,23 @@ def test_right_that_is_needed(pipeline: Pipeline) -> None:
             source.execute(f"REVOKE {grant} FROM {source.name}@'%'")
     finally:
         source.execute(f"DROP USER {source.name}@'%'")
+
+
+def test_huge_transactions(pipeline: Pipeline, workload: Workload) -> None:
+    """A transaction that is written in parts, with a copy whose position lies before and behind it."""
+    pipeline.configure(replicator={"batch_rows": 20})
+    values = ", ".join(f"({', '.join(workload.row())})" for _ in range(400))
+    changes = (
+        f"INSERT IGNORE INTO t VALUES {values}", "UPDATE t SET b = NULL WHERE a = 1", "DELETE FROM t WHERE a IS NULL LIMIT 300",
+    )  # fmt: skip
+    for is_copied in (False, True, True):
+        if is_copied:
+            pipeline.conn.execute("SELECT warehouse.resync(%s)", (f"{pipeline.source.name}.t",))
+        for statement in (*changes, *changes):
+            workload.cursor.execute(statement)
+        workload.connection.commit()
+        pipeline.catch_up()
+        workload.cursor.execute("UPDATE IGNORE t SET b = 'x' WHERE b IS NULL")
+        workload.connection.commit()
+        pipeline.catch_up()
+        assert_same(pipeline, "t")
