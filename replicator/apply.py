@@ -298,34 +298,37 @@ class Applier:
 
     def save_position(self, position: Position, seq: int, commit_us: int | None) -> None:
         """Commit a position that no rows belong to, and the states that changed."""
-        with self.registry.lock, wrap_errors(position=position), self.conn.transaction():
-            self.registry.write(self.conn, position)
-            self._write_checkpoint(position, seq, commit_us)
-            whole = self.registry.settle(self.conn, position)
-        self._settled(whole)
+        # The lock is held until the states count as written: one that the stream's thread sets meanwhile must not.
+        with self.registry.lock:
+            with wrap_errors(position=position), self.conn.transaction():
+                self.registry.write(self.conn, position)
+                self._write_checkpoint(position, seq, commit_us)
+                whole = self.registry.settle(self.conn, position)
+            self._settled(whole)
 
     def empty(self, table: MirrorTable, position: Position, seq: int, commit_us: int) -> int:
         """Commit a TRUNCATE: the keys are recorded as deleted, each with a _seq of its own; the last one given out."""
         keys = key_object(table, sql.SQL("m."))
-        with self.registry.lock, wrap_errors(table=table.name), self.conn.transaction():
-            self.registry.write(self.conn, position)
-            row: Any = self.conn.execute(
-                sql.SQL(
-                    "WITH gone AS (DELETE FROM {mirror} m RETURNING {keys} AS key), recorded AS ("
-                    "INSERT INTO warehouse.deleted_rows (source, table_name, key, seq, committed_at)"
-                    " SELECT {source}, {table}, key, {seq} + row_number() OVER (), {at} FROM gone)"
-                    " SELECT count(*) FROM gone"
-                ).format(
-                    mirror=table.identifier, keys=keys, source=sql.Literal(self.registry.name), table=sql.Literal(table.name),
-                    seq=sql.Literal(seq), at=sql.Literal(_instant(commit_us)),
-                )
-            ).fetchone()  # fmt: skip
-            seq += int(row[0])
-            counts = self._count(table, -int(row[0]), 0, 0, int(row[0]), 0, seq, commit_us, position)
-            self.conn.execute(QUERIES["count_changes"], counts)
-            self._write_checkpoint(position, seq, commit_us)
-            self.conn.execute(QUERIES["notify"], {"source": self.registry.name, "seq": seq})
-        self.registry.written()
+        with self.registry.lock:
+            with wrap_errors(table=table.name), self.conn.transaction():
+                self.registry.write(self.conn, position)
+                row: Any = self.conn.execute(
+                    sql.SQL(
+                        "WITH gone AS (DELETE FROM {mirror} m RETURNING {keys} AS key), recorded AS ("
+                        "INSERT INTO warehouse.deleted_rows (source, table_name, key, seq, committed_at)"
+                        " SELECT {source}, {table}, key, {seq} + row_number() OVER (), {at} FROM gone)"
+                        " SELECT count(*) FROM gone"
+                    ).format(
+                        mirror=table.identifier, keys=keys, source=sql.Literal(self.registry.name),
+                        table=sql.Literal(table.name), seq=sql.Literal(seq), at=sql.Literal(_instant(commit_us)),
+                    )
+                ).fetchone()  # fmt: skip
+                seq += int(row[0])
+                counts = self._count(table, -int(row[0]), 0, 0, int(row[0]), 0, seq, commit_us, position)
+                self.conn.execute(QUERIES["count_changes"], counts)
+                self._write_checkpoint(position, seq, commit_us)
+                self.conn.execute(QUERIES["notify"], {"source": self.registry.name, "seq": seq})
+            self.registry.written()
         return seq
 
     # ------------------------------------------------------------------------------------------------ one table

@@ -24,7 +24,6 @@ Variables = Mapping[str, str]
 
 OLDEST_POSTGRES = 15
 SHORTEST_EXPIRY_S = 24 * 3600
-_WORD = re.compile(r"[A-Z][A-Z ]+[A-Z]")
 
 
 @dataclass(frozen=True)
@@ -103,11 +102,11 @@ def _check_binlog(source: Source, variables: Variables) -> Iterator[Finding]:
 
 def _check_rights(source: Source, settings: Settings) -> Iterator[Finding]:
     user, account, grants = _grants(source)
-    of_server = " ".join(grant for grant in grants if " ON *.* " in grant)
-    words = {word.strip() for part in of_server.split(",") for word in _WORD.findall(part)}
+    of_server = [grant.partition(" ON *.* ")[0].removeprefix("GRANT ") for grant in grants if " ON *.* " in grant]
+    rights = {right.strip() for part in of_server for right in part.split(",")}
 
     def has(*names: str) -> bool:
-        return any(name in word for word in words for name in ("ALL PRIVILEGES", *names))
+        return not rights.isdisjoint(("ALL PRIVILEGES", *names))
 
     if not has("REPLICATION SLAVE", "REPLICATION REPLICA"):
         yield Finding("fatal", f"{user} may not read the binlog", f"GRANT REPLICATION SLAVE ON *.* TO {account};")
