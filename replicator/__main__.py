@@ -1,4 +1,4 @@
-"""The command `replicator`: check | run | snapshot."""
+"""The command `replicator`: check | run | snapshot | quarantine | retry | skip."""
 
 from __future__ import annotations
 
@@ -23,6 +23,9 @@ def build_parser() -> argparse.ArgumentParser:
         ("check", "list every problem of source and warehouse, each with what mends it"),
         ("run", "copy the matching tables, then follow the binlog until SIGTERM"),
         ("snapshot", "copy tables afresh: asks the running replicator, which does it at once"),
+        ("quarantine", "list the rows and events that were set aside"),
+        ("retry", "apply again what was set aside: asks the running replicator, which does it at once"),
+        ("skip", "do without what was set aside; a stream that an event stopped goes on and every table is copied afresh"),
     ):
         command = verbs.add_parser(verb, help=text, description=text)
         add_common_arguments(command)
@@ -32,6 +35,8 @@ def build_parser() -> argparse.ArgumentParser:
             )
         if verb == "snapshot":
             command.add_argument("tables", nargs="+", metavar="DATABASE.TABLE")
+        if verb in ("retry", "skip"):
+            command.add_argument("ids", nargs="+", type=int, metavar="ID")
     return parser
 
 
@@ -80,10 +85,44 @@ def snapshot(args: argparse.Namespace, settings: Settings) -> None:
                 sys.stdout.write(f"snapshot of {table} requested\n")
 
 
+def quarantine(args: argparse.Namespace, settings: Settings) -> None:
+    """Print what is held."""
+    from replicator.quarantine import list_held
+
+    with connect(settings.warehouse, "quarantine") as conn:
+        for held in list_held(conn):
+            if args.json:
+                print_json(held)
+            else:
+                sys.stdout.write("{id}  {state}  {table} {operation} at {position}: {reason}\n".format(**held))
+
+
+def retry(args: argparse.Namespace, settings: Settings) -> None:
+    """Ask for another try."""
+    _call_for_each(args, settings, "retry")
+
+
+def skip(args: argparse.Namespace, settings: Settings) -> None:
+    """Give up what is held."""
+    _call_for_each(args, settings, "skip")
+
+
+def _call_for_each(args: argparse.Namespace, settings: Settings, verb: str) -> None:
+    with connect(settings.warehouse, verb) as conn:
+        for number in args.ids:
+            call_verb(conn, verb, number)
+            if args.json:
+                print_json({"requested": verb, "of": number})
+            else:
+                sys.stdout.write(f"{verb} of {number} requested\n")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; the exit code."""
-    return run_command(build_parser(), {"check": check, "run": run, "snapshot": snapshot}, argv)
+    return run_command(build_parser(), HANDLERS, argv)
 
+
+HANDLERS = {"check": check, "run": run, "snapshot": snapshot, "quarantine": quarantine, "retry": retry, "skip": skip}
 
 if __name__ == "__main__":
     sys.exit(main())

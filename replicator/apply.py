@@ -7,7 +7,7 @@ Owns every write to the mirror but the snapshot's.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -22,10 +22,11 @@ from replicator.cascades import Cascades
 from replicator.changes import Batch
 from replicator.copied import leave_out_copied
 from replicator.copy_binary import COPY_HEADER, COPY_TRAILER, copy_into, copy_statement, copy_tuples
-from replicator.errors import TableProblem
+from replicator.errors import RowProblem, TableProblem
 from replicator.multiset import delete_rows, make_stage, net, pack
 from replicator.position import Position
 from replicator.prepared import write_changes
+from replicator.quarantine import ROW_REFUSALS, Poison, find_refused, set_aside, take_image, take_tuple
 from replicator.schema import LIVE, QUERIES, MirrorTable, Registry, key_object
 from replicator.triggers import cut_runs, find_triggers
 from replicator.values import finish_rows
@@ -70,6 +71,7 @@ class _Work:
     """A batch on its way: its changes with the hard rows filled in, which table each belongs to, which have a _raw.
 
     triggers: (t,) indexes of the changes that cascade without a trace in the binlog. derived: how many changes these made.
+    poison: what cannot be applied, by its index; aside: which of it is in the quarantine already.
     """
 
     batch: Batch
@@ -80,6 +82,8 @@ class _Work:
     triggers: Rows
     current: MirrorTable | None = None
     derived: int = 0
+    poison: dict[int, Poison] = field(default_factory=dict)
+    aside: set[int] = field(default_factory=set)
 
 
 class Applier:
@@ -131,8 +135,8 @@ class Applier:
             if len(triggers):
                 work = _Work(batch, batch.changes, batch.out, np.zeros(len(tables), np.bool_), tables, triggers)
             else:
-                out, changes, raw = self._finish_hard_rows(batch)
-                work = _Work(batch, changes, out, raw, tables, triggers)
+                work = _Work(batch, batch.changes, batch.out, np.zeros(len(tables), np.bool_), tables, triggers)
+                self._finish_hard_rows(work)
             done = False
             while not done:
                 done = self._try(work)
@@ -141,6 +145,7 @@ class Applier:
     def _try(self, work: _Work) -> bool:
         """Write a batch; False where a table had to be left out and all is to be done again."""
         is_part = self.is_open or not work.batch.whole
+        is_row = False
         try:
             with wrap_errors(position=work.batch.position):
                 if not self.is_open:
@@ -158,6 +163,7 @@ class Applier:
             return True
         except (*REFUSALS, *_ALTERED) as error:
             problem: TableProblem = MirrorDiverged(f"a change does not fit the mirror: {_first_line(error)}")
+            is_row = isinstance(error, ROW_REFUSALS)
         except TableProblem as error:
             problem = error
         except BaseException:
@@ -166,6 +172,8 @@ class Applier:
         self._roll_back()
         if work.current is None:
             raise problem
+        if is_row and not is_part and not len(work.triggers) and self._set_refused_aside(work, work.current):
+            return False
         if isinstance(problem, MirrorDiverged):
             self.registry.require_resync(work.current, problem)
         else:
@@ -178,6 +186,7 @@ class Applier:
 
     def _write(self, work: _Work) -> None:
         self._counts.clear()
+        work.aside.clear()
         self._is_cut = len(work.triggers) > 0
         if self._is_cut:
             self._write_in_order(work)
@@ -203,7 +212,14 @@ class Applier:
             rows = rows[work.changes["plan"][rows] >= table.first_plan]
         if table.exact and table.consistent_from is not None:
             rows = leave_out_copied(work.batch, rows, table.consistent_from)
-        return rows if table.state in LIVE and not table.resync else rows[:0]
+        if table.state not in LIVE or table.resync:
+            return rows[:0]
+        if work.poison:
+            for i in sorted(work.poison.keys() & set(rows.tolist()) - work.aside):
+                work.aside.add(i)
+                set_aside(self.conn, self.registry.name, table, work.batch, work.changes[i], work.poison[i], i)
+            rows = rows[work.changes["op"][rows] > 0]
+        return rows
 
     def _write_in_order(self, work: _Work) -> None:
         """Write a batch in pieces, cut around the changes that cascade, each followed by what it made of the children.
@@ -452,28 +468,39 @@ class Applier:
         )  # fmt: skip
 
     # ------------------------------------------------------------------------------------------------ hard rows
-    def _finish_hard_rows(self, batch: Batch) -> tuple[NDArray[np.uint8], NDArray[np.void], NDArray[np.bool_]]:
-        """Build the tuples that the kernel left; the bytes, the changes pointing into them, and which rows have _raw."""
-        changes = batch.changes
-        if changes["hard_bytes"].any():
+    def _finish_hard_rows(self, work: _Work) -> None:
+        """Build the tuples that the kernel left, and set aside those that cannot be built."""
+        if work.changes["hard_bytes"].any():
             # the kernel's own arrays stay as they are
-            changes = changes.copy()
-
-        def reject(i: int, problem: TableProblem) -> None:
-            self.registry.reject(batch.plans.tables[int(changes["plan"][i])], problem)
-
-        out, raw = finish_rows(batch.plans, changes, batch.out, is_result=False, reject=reject)
-        return out, changes, raw
+            work.changes = work.changes.copy()
+            work.out, work.raw = self._finish_span(work, work.changes, work.out, 0)
 
     def _finish_span(
         self, work: _Work, changes: NDArray[np.void], out: NDArray[np.uint8], start: int
     ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         """As _finish_hard_rows for a piece of a batch, its changes modified in place; they are those from `start` on."""
+        for i in [i for i in work.poison if start <= i < start + len(changes)]:
+            del work.poison[i]
 
         def reject(i: int, problem: TableProblem) -> None:
-            self.registry.reject(int(work.tables[start + i]), problem)
+            table = self.registry.by_number[int(work.tables[start + i])]
+            if isinstance(problem, RowProblem) and table.key:
+                work.poison[start + i] = take_image(changes, out, i, str(problem))
+            else:
+                self.registry.reject(table.number, problem)
 
         return finish_rows(work.batch.plans, changes, out, is_result=False, reject=reject)
+
+    def _set_refused_aside(self, work: _Work, table: MirrorTable) -> bool:
+        """Set aside the tuples that Postgres refuses by themselves; False where there are none."""
+        changes = work.changes
+        rows = np.nonzero((work.tables == table.number) & (changes["op"] > 0) & (changes["image_bytes"] > 0))[0]
+        refused = find_refused(self.conn, table, rows, changes, work.out) if table.key else {}
+        if refused and changes is work.batch.changes:
+            work.changes = changes = changes.copy()
+        for i, reason in refused.items():
+            work.poison[i] = take_tuple(changes, work.out, i, reason)
+        return bool(refused)
 
 
 def _instant(commit_us: int) -> datetime:

@@ -55,7 +55,8 @@ PLAN = np.dtype(
 )
 # A change of one row. image: its COPY tuple in `out` (op insert and update); key: the key fields of that tuple in
 # `keys`; old_key: the key fields before the change (update and delete). hard_at: in `out`, the raw row image of a change
-# that holds a value which the kernel leaves to Python; 0 bytes otherwise. flags: of its rows event.
+# that holds a value which the kernel leaves to Python; 0 bytes otherwise, and so many below 0 where that value is part of a
+# key. flags: of its rows event, and whether the key before it holds such a value.
 # In a table without a key an update is two changes, a deletion and an insertion, and deletions have images too.
 CHANGE = np.dtype(
     [
@@ -101,6 +102,7 @@ SLOT = np.dtype([("table_id", np.int64), ("plan", np.int64)], align=True)
 SLOTS = 1024
 
 INSERT, UPDATE, DELETE = 1, 2, 3
+HARD_OLD_KEY = 1 << 16
 # A flag of rows events: the session had foreign_key_checks = 0, so nothing cascaded.
 NO_FOREIGN_KEY_CHECKS = 2
 
@@ -1015,16 +1017,18 @@ def _read_rows(data, at, end, kind, p, plan, columns, blob, labels, out, keys, c
         change.old_key_bytes = 0
         change.key_bytes = 0
         change.image_bytes = 0
+        row_at = at
+        bad = False
         if kind != INSERT:
             change.old_key = k
-            image_at = at
             at, o, k, _, hard_key = _read_image(data, at, end, plan, columns, blob, labels, False, out, o, keys, k, digits)
             if at < 0:
                 return MALFORMED
             change.old_key_bytes = k - change.old_key
             if hard_key:
-                # marks the change for Python, which refuses it: the row could not be found again
-                change.hard_bytes = -1
+                # the row cannot be found again, so Python sets the change aside
+                bad = True
+                change.flags |= HARD_OLD_KEY
         if kind != DELETE:
             change.image = o
             change.key = k
@@ -1036,13 +1040,17 @@ def _read_rows(data, at, end, kind, p, plan, columns, blob, labels, out, keys, c
             change.key_bytes = k - change.key
             o = _put_own_columns(out, o, seq, commit_us)
             change.image_bytes = o - change.image
-            if hard_key:
-                change.hard_bytes = -1
-            elif hard and change.hard_bytes == 0:
+            bad |= hard_key != 0
+            if hard and not bad:
                 change.hard_at = o
                 change.hard_bytes = at - image_at
                 _copy(out, o, data, image_at, at - image_at)
                 o += at - image_at
+        if bad:
+            change.hard_at = o
+            change.hard_bytes = row_at - at
+            _copy(out, o, data, row_at, at - row_at)
+            o += at - row_at
         n += 1
     state[CHANGES], state[OUT], state[KEYS], state[SEQ] = n, o, k, seq
     return 0

@@ -30,7 +30,13 @@ class StreamBroken(OperatorNeeded):
 
 
 class UnsupportedEvent(OperatorNeeded):
-    """The stream carries something that this version cannot represent; going on would lose it."""
+    """The stream carries something that this version cannot represent; going on would lose it.
+
+    Attributes:
+        raw: the event, where there is one.
+    """
+
+    raw: bytes | None = None
 
 
 class MalformedTableMap(StreamBroken):
@@ -51,12 +57,20 @@ class SchemaChanged(TableProblem):
     """The source's columns are no longer those of the mirror; the table must be copied afresh."""
 
 
-class UnrepresentableKey(TableProblem):
+class RowProblem(TableProblem):
+    """One row cannot be written, by its own fault; it is set aside and the table goes on."""
+
+
+class UnrepresentableKey(RowProblem):
     """A key holds a value that Postgres cannot hold, so that its row could not be found again."""
 
 
 class PartialImage(TableProblem):
     """A row was logged without all of its columns, or with parts of their values."""
+
+
+class EventSkipped(TableProblem):
+    """An event that may have changed any row was passed over, because somebody asked for it."""
 
 
 class TransactionUnknown(TableProblem):
@@ -67,7 +81,7 @@ class MissingMetadata(TableProblem):
     """A TABLE_MAP event without the full metadata, or a row image without all columns."""
 
 
-class MalformedValue(TableProblem):
+class MalformedValue(RowProblem):
     """A value in a row image is not as its type's format says."""
 
 

@@ -68,6 +68,10 @@ WHERE source = %(source)s AND table_name = %(table)s
 UPDATE warehouse.tables SET resync_requested = false WHERE source = %(source)s AND table_name = %(table)s
 
 -- name: finish_snapshot
+WITH obsolete AS (
+    UPDATE warehouse.quarantine SET state = 'Skipped', reason = reason || ' (the table was copied afresh since)'
+    WHERE source = %(source)s AND table_name = %(table)s AND state IN ('Held', 'RetryRequested')
+)
 UPDATE warehouse.tables
 SET rows = %(rows)s, inserted = inserted + %(rows)s, raw_rows = %(raw_rows)s, seq = greatest(seq, %(seq)s),
     consistent_from = %(consistent_from)s, consistent_copy = %(exact)s, resync_requested = false, position = %(consistent_from)s
@@ -97,3 +101,30 @@ VALUES (%(source)s, %(xid)s, %(part)s, %(position)s, %(events)s)
 
 -- name: forget_prepared
 DELETE FROM warehouse.prepared_transactions WHERE source = %(source)s AND xid = %(xid)s
+
+-- name: set_aside
+INSERT INTO warehouse.quarantine (source, table_name, position, event_type, reason, raw, operation, seq, columns)
+VALUES (%(source)s, %(table)s, %(position)s, %(event_type)s, %(reason)s, %(raw)s, %(operation)s, %(seq)s, %(columns)s)
+
+-- name: hold_event
+INSERT INTO warehouse.quarantine (source, position, event_type, reason, raw)
+SELECT %(source)s, %(position)s, %(event_type)s, %(reason)s, %(raw)s
+WHERE NOT EXISTS (SELECT FROM warehouse.quarantine q
+                  WHERE q.source = %(source)s AND q.position = %(position)s AND q.table_name IS NULL AND q.state = 'Held')
+
+-- name: read_skipped
+SELECT position FROM warehouse.quarantine WHERE source = %(source)s AND table_name IS NULL AND state = 'Skipped'
+
+-- name: read_retries
+SELECT id, table_name, event_type, raw, seq, columns FROM warehouse.quarantine
+WHERE source = %(source)s AND state = 'RetryRequested' ORDER BY id
+
+-- name: end_retry
+UPDATE warehouse.quarantine SET state = %(state)s, reason = coalesce(%(reason)s, reason) WHERE id = %(id)s
+
+-- name: count_retried
+UPDATE warehouse.tables SET rows = rows + %(rows)s, seq = greatest(seq, %(seq)s) WHERE source = %(source)s AND table_name = %(table)s
+
+-- name: list_held
+SELECT id, source, table_name, position, operation, reason, state, octet_length(raw), set_aside_at::text
+FROM warehouse.quarantine WHERE state IN ('Held', 'RetryRequested') ORDER BY id

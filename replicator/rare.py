@@ -14,7 +14,7 @@ import numpy as np
 
 from replicator import decode
 from replicator.changes import ChangeBuffer
-from replicator.errors import PartialImage, StreamBroken, TransactionUnknown, UnsupportedEvent
+from replicator.errors import EventSkipped, PartialImage, StreamBroken, TransactionUnknown, UnsupportedEvent
 from replicator.events import HARMLESS, HEADER_BYTES, Event, parse_query
 from replicator.gtids import parse_tagged
 from replicator.packets import PacketBuffer
@@ -33,6 +33,7 @@ _ROWS = frozenset(
         Event.DELETE_ROWS_V1, Event.PARTIAL_UPDATE_ROWS, *UNPACKED,
     }
 )  # fmt: skip
+_LARGEST_KEPT_BYTES = 1 << 20
 _TO_SAVEPOINT = re.compile(r"\s*ROLLBACK\s+(?:WORK\s+)?TO\s+(?:SAVEPOINT\s+)?(.+?)\s*$", re.IGNORECASE | re.DOTALL)
 _SAVEPOINT = re.compile(r"\s*SAVEPOINT\s+(.+?)\s*$", re.IGNORECASE | re.DOTALL)
 
@@ -42,6 +43,7 @@ class RareEvents:
 
     Args:
         prepared: XA transactions that were prepared before the stream's position, by xid.
+        skipped: places of events that are passed over.
     """
 
     _state: np.ndarray[tuple[int], np.dtype[np.int64]]
@@ -52,7 +54,8 @@ class RareEvents:
     chooser: Chooser
     _place: Callable[[], str]
 
-    def __init__(self, prepared: dict[str, Held]) -> None:
+    def __init__(self, prepared: dict[str, Held], skipped: frozenset[str] = frozenset()) -> None:
+        self._skipped = skipped
         # Buffers that wait until the one at hand is used up, whether their events have checksums, and what is to be done then.
         self._outer: list[tuple[PacketBuffer | EventBuffer, int, Callable[[], None] | None]] = []
         self._tags = [""]
@@ -64,6 +67,15 @@ class RareEvents:
     def _take_xa(self) -> tuple[XaChange, ...]:
         xa, self._xa = tuple(self._xa), []
         return xa
+
+    def _refuse(self, error: UnsupportedEvent) -> None:
+        """Stop the stream at the event at hand, or pass over it where somebody asked for that."""
+        if self._place() in self._skipped:
+            self.chooser.distrust(EventSkipped(f"an event was skipped: {error.message}", position=self._place()))
+            return
+        at, size = int(self._state[decode.EVENT_AT]), int(self._state[decode.EVENT_BYTES])
+        error.raw = self._packets.data[at : at + min(size, _LARGEST_KEPT_BYTES)].tobytes()
+        raise error
 
     # ------------------------------------------------------------------------------------------------ packed events
     def _open_payload(self, body: bytes) -> None:

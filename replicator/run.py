@@ -16,10 +16,11 @@ import structlog
 from replicator.apply import Applier
 from replicator.changes import Batch
 from replicator.check import find_problems, refuse_if_fatal
-from replicator.errors import SchemaChanged
+from replicator.errors import SchemaChanged, UnsupportedEvent
 from replicator.position import Position, parse_gtids
 from replicator.prefetch import Prefetch
 from replicator.prepared import read_prepared
+from replicator.quarantine import hold_event, read_skipped, retry_rows
 from replicator.schema import LIVE, QUERIES, MirrorTable, Registry
 from replicator.snapshot import Interrupted, copy_tables
 from replicator.source import Source
@@ -103,6 +104,9 @@ class Replication:
         """Show in warehouse.status why the source stands still, over a fresh connection."""
         with connect(self.settings.warehouse, "replicator") as conn, wrap_errors():
             conn.execute(QUERIES["set_source_state"], self._state("Failed", str(error)))
+            if isinstance(error, UnsupportedEvent):
+                place, kind = str(error.context.get("position")), error.context.get("event_type")
+                hold_event(conn, self.name, place, kind, error.message, error.raw)
 
     def _state(self, state: str, reason: str | None = None) -> dict[str, Any]:
         return {"source": self.name, "state": state, "reason": reason}
@@ -182,8 +186,10 @@ class Replication:
 
     def _follow(self, work: _Work, target: Position | None) -> Outcome:
         """Apply what the stream brings; "again" where it must be opened anew after a pause."""
-        prepared = read_prepared(work.conn, self.name)
-        stream = Stream(work.source, self.settings.replicator, work.position, work.seq, work.registry, prepared)
+        prepared, skipped = read_prepared(work.conn, self.name), read_skipped(work.conn, self.name)
+        stream = Stream(
+            work.source, self.settings.replicator, work.position, work.seq, work.registry, prepared, skipped
+        )  # fmt: skip
         ahead = Prefetch(stream)
         work.follow(stream, ahead)
         log.info("streaming", source=self.name, position=str(work.position))
@@ -218,6 +224,7 @@ class Replication:
             table = work.registry.tables.get(name)
             if table is not None:
                 table.resync = True
+        work.seq = retry_rows(work.conn, work.registry, work.seq)
         work.copy_requested()
         return self._pause(work) if pause else None
 

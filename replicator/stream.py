@@ -92,13 +92,14 @@ class Stream(RareEvents):
         position: where to begin. seq: the last _seq given out.
         chooser: decides which tables are wanted.
         prepared: XA transactions that were prepared before the position, by xid.
+        skipped: places of events that are passed over, at the price of copying every table afresh.
     """
 
     def __init__(
         self, source: Source, settings: ReplicatorSettings, position: Position, seq: int, chooser: Chooser,
-        prepared: dict[str, Held],
+        prepared: dict[str, Held], skipped: frozenset[str] = frozenset(),
     ) -> None:  # fmt: skip
-        super().__init__(prepared)
+        super().__init__(prepared, skipped)
         self.source, self.settings, self.chooser = source, settings, chooser
         self.position = position
         self.charsets = source.charsets()
@@ -269,14 +270,17 @@ class Stream(RareEvents):
         elif kind == Event.PARTIAL_UPDATE_ROWS:
             self._refuse_partial(body)
         elif kind in UNSUPPORTED:
-            raise UnsupportedEvent(UNSUPPORTED[Event(kind)], event_type=kind, position=self._place())
+            self._refuse(UnsupportedEvent(UNSUPPORTED[Event(kind)], event_type=kind, position=self._place()))
         elif kind == Event.HEARTBEAT:
             self._handle_heartbeat(body)
         elif kind not in HARMLESS:
-            raise UnsupportedEvent(
-                f"the stream has an event of the unknown type {kind}",
-                hint="Passing over it could lose rows, so the stream stops here. Report it with the server's version.",
-                position=self._place(),
+            self._refuse(
+                UnsupportedEvent(
+                    f"the stream has an event of the unknown type {kind}",
+                    hint="Passing over it could lose rows, so the stream stops here. Report it with the server's version.",
+                    event_type=kind,
+                    position=self._place(),
+                )
             )
 
     def _handle_rotate(self, rotate: events.Rotate) -> None:
@@ -320,12 +324,15 @@ class Stream(RareEvents):
         if is_control(query.text):
             raise UnsupportedEvent(f"the stream has the statement {query.text[:60]!r}", position=self._place())
         if is_dml(query.text):
-            raise UnsupportedEvent(
-                "a change of rows is logged as a statement",
-                hint="Set binlog_format = ROW for every session, then copy the table afresh.",
-                statement=query.text[:200],
-                position=self._place(),
+            self._refuse(
+                UnsupportedEvent(
+                    "a change of rows is logged as a statement",
+                    hint="Set binlog_format = ROW for every session, then see operations.md, 'UnsupportedEvent'.",
+                    statement=query.text[:200],
+                    position=self._place(),
+                )
             )
+            return
         if self._changes.whole:
             yield from self._batch()
         commit_us = int(self._changes.transactions[0]["commit_us"])

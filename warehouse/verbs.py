@@ -12,17 +12,18 @@ from warehouse.db import Connection, wrap_errors
 from warehouse.errors import SchemaOutdated, SettingsError
 
 
-def call_verb(conn: Connection, function: str, *arguments: str) -> object:
+def call_verb(conn: Connection, function: str, *arguments: str | int) -> object:
     """Call warehouse.FUNCTION and give what it returns.
 
     Args:
-        arguments: text, the third one an interval.
+        arguments: numbers, or text, of which the third one is an interval.
 
     Raises:
         SettingsError: an argument names nothing that there is.
         SchemaOutdated: the warehouse has not been migrated.
     """
-    places = sql.SQL(", ").join([sql.SQL("%s::text"), sql.SQL("%s::text"), sql.SQL("%s::interval")][: len(arguments)])
+    types = ["int8" if isinstance(each, int) else "interval" if i == 2 else "text" for i, each in enumerate(arguments)]
+    places = sql.SQL(", ").join([sql.SQL("%s::{}").format(sql.Identifier(name)) for name in types])
     try:
         with wrap_errors():
             row = conn.execute(

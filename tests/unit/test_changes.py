@@ -119,15 +119,15 @@ def test_a_batch_owns_its_arrays() -> None:
 
 @pytest.mark.parametrize("mariadb", [False, True])
 def test_runs_of_gtids(mariadb: bool) -> None:
-    """Runs end where the origin changes or, for MySQL, a number is left out; transactions without one are passed over."""
+    """Runs end where the origin or, for MySQL, the tag changes or a number is left out; those without one are passed over."""
     made = np.zeros(7, decode.TRANSACTION)
     made["number"] = [1, 2, 4, 5, 0, 6, 1]
     made["domain"], made["server"] = [0, 0, 0, 0, 0, 0, 2], [9, 9, 9, 9, 0, 8, 9]
     made["origin"][:, 15] = [1, 1, 1, 1, 0, 1, 2]
     uuid = "00000000-0000-0000-0000-00000000000"
-    expected = [(f"{uuid}1", 1, 2), (f"{uuid}1", 4, 6), (f"{uuid}2", 1, 1)]
+    expected = [(f"{uuid}1", 1, 2), (f"{uuid}1", 4, 6), (f"{uuid}2:blue", 1, 1)]
     if mariadb:
         expected = [("0-9", 1, 5), ("0-8", 6, 6), ("2-9", 1, 1)]
-    assert gtid_runs(made, mariadb=mariadb) == expected
+    assert gtid_runs(made, mariadb=mariadb, tags=("", "green", "blue")) == expected
     assert gtid_runs(made[:0], mariadb=mariadb) == []
     assert changes.Batch(made[:0], made, made[:0], made[:0], Plans(CHARSETS), Position("a.1", 4), 0).commit_us == 0

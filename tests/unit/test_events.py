@@ -6,6 +6,7 @@ import pytest
 
 from replicator.errors import StreamBroken
 from replicator.events import HARMLESS, UNSUPPORTED, Event, Query, Rotate, parse_checksum_algorithm, parse_query, parse_rotate
+from replicator.payload import UNPACKED
 from tests.binlog_writer import write_format_description, write_query
 
 
@@ -62,7 +63,8 @@ def test_every_event_type_has_one_fate() -> None:
     handled = {
         Event.QUERY, Event.ROTATE, Event.FORMAT_DESCRIPTION, Event.XID, Event.TABLE_MAP, Event.HEARTBEAT, Event.GTID,
         Event.ANONYMOUS_GTID, Event.MARIADB_GTID, Event.WRITE_ROWS, Event.UPDATE_ROWS, Event.DELETE_ROWS,
-        Event.WRITE_ROWS_V1, Event.UPDATE_ROWS_V1, Event.DELETE_ROWS_V1,
+        Event.WRITE_ROWS_V1, Event.UPDATE_ROWS_V1, Event.DELETE_ROWS_V1, Event.TRANSACTION_PAYLOAD, Event.GTID_TAGGED,
+        Event.PARTIAL_UPDATE_ROWS, *UNPACKED,
     }  # fmt: skip
     assert not HARMLESS & UNSUPPORTED.keys()
     assert not (handled - {Event.HEARTBEAT}) & (HARMLESS | UNSUPPORTED.keys())
