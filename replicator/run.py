@@ -134,8 +134,6 @@ class Replication:
             if target is not None:
                 # What was copied is only whole once the stream has passed the end of the copy.
                 target = source.position()
-            with wrap_errors():
-                conn.execute(QUERIES["set_source_state"], self._state("Streaming"))
             outcome = self._follow(state, target)
         except Interrupted:
             log.info("stopped while copying", source=self.name)
@@ -194,6 +192,9 @@ class Replication:
         work.follow(stream, ahead)
         log.info("streaming", source=self.name, position=str(work.position))
         try:
+            # Said only now, because opening the dump can fail.
+            with wrap_errors():
+                work.conn.execute(QUERIES["set_source_state"], self._state("Streaming"))
             saved_at = asked_at = time.monotonic()
             for item in ahead.items():
                 now = time.monotonic()
