@@ -20,9 +20,10 @@ from bench.report import Report
 from replicator import decode
 from replicator.apply import COPY_HEADER, COPY_TRAILER, copy_statement
 from replicator.changes import Batch
+from replicator.mirror import MirrorTable
+from replicator.mirror_ddl import create_mirror
 from replicator.position import Position
 from replicator.run import Replication
-from replicator.schema import MirrorTable, create_mirror
 from replicator.source import Source
 from warehouse.service import Progress, Stop
 

@@ -22,8 +22,8 @@ from bench.report import Report
 from replicator import decode
 from replicator.apply import COPY_HEADER, COPY_TRAILER, copy_statement
 from replicator.changes import Batch
+from replicator.mirror_ddl import create_mirror
 from replicator.position import Position
-from replicator.schema import create_mirror
 from replicator.source import Source
 
 

@@ -23,11 +23,12 @@ from replicator.changes import Batch
 from replicator.copied import leave_out_copied
 from replicator.copy_binary import COPY_HEADER, COPY_TRAILER, copy_into, copy_statement, copy_tuples
 from replicator.errors import RowProblem, TableProblem
+from replicator.mirror import LIVE, QUERIES, MirrorTable, key_object
 from replicator.multiset import delete_rows, make_stage, net, pack
 from replicator.position import Position
 from replicator.prepared import write_changes
 from replicator.quarantine import ROW_REFUSALS, Poison, find_refused, set_aside, take_image, take_tuple
-from replicator.schema import LIVE, QUERIES, MirrorTable, Registry, key_object
+from replicator.schema import Registry
 from replicator.triggers import cut_runs, find_triggers
 from replicator.values import finish_rows
 from warehouse.db import Connection, wrap_errors

@@ -22,7 +22,7 @@ from replicator.typemap import Kind
 from warehouse.db import Connection
 
 if TYPE_CHECKING:
-    from replicator.schema import MirrorTable
+    from replicator.mirror import MirrorTable
 
 # Whose equality is that of the bytes, or of the numbers, here and there. Texts are equal by their collation, labels by their
 # number, and dates may be such as Postgres does not have.
@@ -164,7 +164,7 @@ class Cascades:
     Args:
         source: its name in the warehouse.
         keys: the foreign keys of a parent whose children are to follow, each with the child.
-        key_object: as schema.key_object.
+        key_object: as mirror.key_object.
     """
 
     def __init__(

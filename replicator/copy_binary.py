@@ -13,7 +13,7 @@ from psycopg import sql
 from warehouse.db import Connection
 
 if TYPE_CHECKING:
-    from replicator.schema import MirrorTable
+    from replicator.mirror import MirrorTable
 
 COPY_HEADER = b"PGCOPY\n\xff\r\n\0" + struct.pack("!ii", 0, 0)
 COPY_TRAILER = struct.pack("!h", -1)

@@ -12,7 +12,7 @@ from psycopg import sql
 
 from replicator import decode
 from replicator.copy_binary import copy_into, copy_tuples
-from replicator.schema import MirrorTable, key_object
+from replicator.mirror import MirrorTable, key_object
 from warehouse.db import Connection
 
 Rows = NDArray[np.int64]

@@ -24,7 +24,8 @@ from replicator import decode
 from replicator.changes import Batch
 from replicator.copy_binary import copy_into, copy_tuples
 from replicator.events import Event
-from replicator.schema import LIVE, QUERIES, MirrorTable, Registry, key_object
+from replicator.mirror import LIVE, QUERIES, MirrorTable, key_object
+from replicator.schema import Registry
 from warehouse.db import Connection, wrap_errors
 
 log = structlog.get_logger()

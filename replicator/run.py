@@ -17,11 +17,12 @@ from replicator.apply import Applier
 from replicator.changes import Batch
 from replicator.check import find_problems, refuse_if_fatal
 from replicator.errors import SchemaChanged, UnsupportedEvent
+from replicator.mirror import LIVE, QUERIES, MirrorTable
 from replicator.position import Position, parse_gtids
 from replicator.prefetch import Prefetch
 from replicator.prepared import read_prepared
 from replicator.quarantine import hold_event, read_skipped, retry_rows
-from replicator.schema import LIVE, QUERIES, MirrorTable, Registry
+from replicator.schema import Registry
 from replicator.snapshot import Interrupted, copy_tables
 from replicator.source import Source
 from replicator.statements import Intent, parse_intents

@@ -1,7 +1,6 @@
-"""The mirror's tables: which source tables are wanted, what their mirrors look like, and each one's state.
+"""The tables of a source: which ones are wanted, what state each is in, and whether rows of a table map fit its mirror.
 
-Owns warehouse.tables and the mirror's DDL. Decides by the table map whether a table's rows still fit its mirror. Never
-touches rows.
+Owns warehouse.tables. Never touches rows; the mirror's DDL is in mirror_ddl.py.
 """
 
 from __future__ import annotations
@@ -10,99 +9,23 @@ import json
 import re
 import threading
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
 
 import structlog
-from psycopg import sql
 
 from replicator.cascades import ForeignKey, find_family, find_foreign_keys, read_foreign_key
 from replicator.charsets import Charsets
+from replicator.difference import describe_difference
 from replicator.errors import LostParent, MissingMetadata, SchemaChanged, TableProblem, UnsupportedColumn
+from replicator.mirror import LIVE, QUERIES, MirrorTable, State, describe_columns
+from replicator.mirror_ddl import create_mirror
 from replicator.position import Flavor, Position, parse_position
 from replicator.source import Source, SourceTable
 from replicator.stream import Choice
 from replicator.tablemap import TableMap
-from replicator.typemap import OLD_LAYOUT, OWN_COLUMNS, OWN_SCHEMAS, ROW_HASH, Column, Kind, mirror_identifier, recognize
-from warehouse.db import Connection, read_queries
+from replicator.typemap import OLD_LAYOUT, OWN_COLUMNS, OWN_SCHEMAS, ROW_HASH, Kind, mirror_identifier, recognize
+from warehouse.db import Connection
 
 log = structlog.get_logger()
-
-State = Literal["Snapshotting", "Synced", "Failed", "ResyncRequired", "DroppedSource"]
-QUERIES = read_queries("replicator")
-LIVE: frozenset[State] = frozenset({"Snapshotting", "Synced"})
-
-
-@dataclass
-class MirrorTable:
-    """A source table and its mirror.
-
-    Attributes:
-        number: by which changes name the table.
-        name, mirror: database.table at the source, schema.table here.
-        columns: source name, source type and mirror type of each column, in the source's order.
-        key: source names of the columns that identify a row; empty where nothing does, and the mirror is a multiset.
-        consistent_from: the position that must be applied before a snapshot is whole; None once it is. Until then
-            changes may meet rows that are newer than they, so every change replaces its row.
-        foreign_keys: those through which other tables' changes change this one without a trace in the binlog.
-        exact: the snapshot was read as of consistent_from, so that changes up to there are left out instead.
-        resync: a copy was asked for.
-        first_plan: changes decoded by older plans were committed before the last copy began, which brought what they left.
-            Applying some of them late, and not those that were passed over meanwhile, would bring back old values.
-        dirty: differs from what warehouse.tables says.
-    """
-
-    number: int
-    name: str
-    mirror: str
-    state: State
-    columns: list[dict[str, str]]
-    key: list[str]
-    reason: str | None = None
-    consistent_from: Position | None = None
-    exact: bool = False
-    foreign_keys: list[ForeignKey] = field(default_factory=list)
-    resync: bool = False
-    first_plan: int = 0
-    dirty: bool = field(default=False, repr=False)
-
-    @property
-    def identifier(self) -> sql.Identifier:
-        """The quoted name of the mirror."""
-        return sql.Identifier(*self.mirror.split(".", 1))
-
-    @property
-    def key_identifiers(self) -> list[sql.Identifier]:
-        """The quoted names of the key's columns in the mirror, in the source's column order."""
-        return [sql.Identifier(name) for name in self.key_names]
-
-    @property
-    def key_names(self) -> list[str]:
-        """The names of the key's columns in the mirror, in the source's column order."""
-        return [column["mirror_name"] for column in self.columns if column["name"] in self.key]
-
-    @property
-    def own_columns(self) -> tuple[str, ...]:
-        """The mirror's columns that the source does not have, as COPY tuples end with them."""
-        own = ("_seq", "_committed_at", "_raw")
-        return own if self.key else (*own, ROW_HASH)
-
-    @property
-    def overlaps(self) -> bool:
-        """True while changes may meet rows that a snapshot already brought."""
-        return self.state == "Snapshotting" and not self.exact
-
-    def is_like(self, columns: Sequence[Column]) -> bool:
-        """Whether rows with these columns fit the mirror as it is."""
-        return [(c["name"], c["mirror_type"]) for c in self.columns] == [(c.name, c.mirror_type) for c in columns]
-
-
-def describe_columns(columns: Sequence[Column]) -> list[dict[str, str]]:
-    """Columns as warehouse.tables keeps them."""
-    return [
-        {"name": c.name, "mirror_name": c.mirror_name, "source_type": c.source_type, "mirror_type": str(c.mirror_type)}
-        for c in columns
-    ]
 
 
 def compile_pattern(pattern: str) -> re.Pattern[str]:
@@ -286,7 +209,7 @@ class Registry:
             self.reject(table.number, UnsupportedColumn(what + ", ".join(old), hint=hint))
             return None
         if not table.is_like(columns):
-            self.require_resync(table, SchemaChanged(_difference(table, columns)))
+            self.require_resync(table, SchemaChanged(describe_difference(table, columns)))
             return None
         names = [column.name for column in columns]
         return Choice(table.number, tuple(names.index(column) for column in table.key), columns)
@@ -346,128 +269,3 @@ class Registry:
         for table in whole:
             conn.execute(QUERIES["mark_consistent"], {"source": self.name, "table": table.name})
         return whole
-
-
-def create_mirror(conn: Connection, table: MirrorTable) -> None:
-    """Create a mirror with its index, or bring an existing one to the columns of the source; see fit_mirror."""
-    schema, _, name = table.mirror.partition(".")
-    columns = sql.SQL(", ").join(
-        [sql.SQL("{} {}").format(sql.Identifier(c["mirror_name"]), sql.SQL(_type(c["mirror_type"]))) for c in table.columns]
-    )
-    conn.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(schema)))
-    key: sql.Composable = sql.SQL("_row_hash bigint")
-    if table.key:
-        key = sql.SQL("PRIMARY KEY ({})").format(sql.SQL(", ").join(table.key_identifiers))
-    conn.execute(
-        sql.SQL("CREATE TABLE IF NOT EXISTS {} ({}, _seq bigint NOT NULL, _committed_at timestamptz, _raw jsonb, {})").format(
-            table.identifier, columns, key
-        )
-    )
-    indexes: list[tuple[str, sql.Composable]] = [("__seq", sql.SQL("_seq"))]
-    if not table.key:
-        # a mirror that had a key has no such column yet
-        conn.execute(sql.SQL("ALTER TABLE {} ADD COLUMN IF NOT EXISTS _row_hash bigint").format(table.identifier))
-        indexes.append(("__row_hash", sql.SQL("_row_hash, _seq")))
-    names = {column["name"].lower(): column["mirror_name"] for column in table.columns}
-    for foreign in table.foreign_keys:
-        # where cascades look for the children
-        parts = [names[column.lower()] for column in foreign.columns if column.lower() in names]
-        indexes.append(("__fk_" + "_".join(parts), sql.SQL(", ").join(map(sql.Identifier, parts))))
-    for ending, of in indexes:
-        index = sql.Identifier(mirror_identifier(name + ending))
-        conn.execute(sql.SQL("CREATE INDEX IF NOT EXISTS {} ON {} ({})").format(index, table.identifier, of))
-
-
-def key_object(table: MirrorTable, prefix: sql.SQL) -> sql.Composable:
-    """A row's key as a JSON object of mirror column names and values; prefix: the row's alias and a point.
-
-    Without a key it is the whole row, with _raw where that is not NULL.
-    Names may hold percent signs, so a statement with this in it takes no parameters: psycopg would read them.
-    """
-    if not table.key:
-        own = sql.SQL("CASE WHEN {0}_raw IS NULL THEN '{{_seq,_committed_at,_row_hash,_raw}}'::text[]").format(prefix)
-        return sql.SQL("to_jsonb({}*) - {} ELSE '{{_seq,_committed_at,_row_hash}}'::text[] END").format(prefix, own)
-    pairs: list[sql.Composable] = []
-    for name in table.key_names:
-        pairs += [sql.Literal(name), sql.SQL("{}{}").format(prefix, sql.Identifier(name))]
-    return sql.SQL("jsonb_build_object({})").format(sql.SQL(", ").join(pairs))
-
-
-def mirror_key(conn: Connection, table: MirrorTable) -> dict[str, str]:
-    """The columns of the mirror's primary key as it is, and their types."""
-    rows = conn.execute(
-        "SELECT a.attname, format_type(a.atttypid, a.atttypmod) FROM pg_index i"
-        " JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey)"
-        " WHERE i.indisprimary AND i.indrelid = format('%%I.%%I', %s::text, %s::text)::regclass",
-        tuple(table.mirror.split(".", 1)),
-    )
-    return {str(name): str(type_) for name, type_ in rows}
-
-
-def has_same_key(conn: Connection, table: MirrorTable) -> bool:
-    """Whether the keys in the mirror can be compared with those of the source."""
-    found = mirror_key(conn, table)
-    wanted = {column["mirror_name"]: column["mirror_type"] for column in table.columns if column["name"] in table.key}
-    return found.keys() == wanted.keys() and all(_same_type(conn, found[name], wanted[name]) for name in wanted)
-
-
-def fit_mirror(conn: Connection, table: MirrorTable) -> None:
-    """Change the columns and the key of an empty mirror to those of the source, without dropping it or any of its columns.
-
-    Views depend on a mirror, and a column that vanished at the source is history.
-    """
-    rows = conn.execute(
-        "SELECT attname, format_type(atttypid, atttypmod), attnotnull FROM pg_attribute"
-        " WHERE attrelid = format('%%I.%%I', %s::text, %s::text)::regclass AND attnum > 0 AND NOT attisdropped",
-        tuple(table.mirror.split(".", 1)),
-    )
-    found = {str(name): (str(type_), bool(required)) for name, type_, required in rows}
-    alter = sql.SQL("ALTER TABLE {} ").format(table.identifier)
-    old_key = mirror_key(conn, table)
-    new_key = set(old_key) != set(table.key_names)
-    if new_key and old_key:
-        row: Any = conn.execute(
-            "SELECT conname FROM pg_constraint"
-            " WHERE contype = 'p' AND conrelid = format('%%I.%%I', %s::text, %s::text)::regclass",
-            tuple(table.mirror.split(".", 1)),
-        ).fetchone()
-        conn.execute(alter + sql.SQL("DROP CONSTRAINT {}").format(sql.Identifier(row[0])))
-    for name, (_, required) in found.items():
-        if required and name not in (*table.key_names, "_seq"):
-            conn.execute(alter + sql.SQL("ALTER COLUMN {} DROP NOT NULL").format(sql.Identifier(name)))
-    for column in table.columns:
-        identifier, wanted = sql.Identifier(column["mirror_name"]), sql.SQL(_type(column["mirror_type"]))
-        if column["mirror_name"] not in found:
-            conn.execute(alter + sql.SQL("ADD COLUMN {} {}").format(identifier, wanted))
-        elif not _same_type(conn, found[column["mirror_name"]][0], column["mirror_type"]):
-            # Postgres refuses this while a view reads the column; the next refresh makes the derived views anew.
-            conn.execute("SELECT warehouse.drop_views_of(%s)", (table.mirror,))
-            conn.execute(alter + sql.SQL("ALTER COLUMN {0} TYPE {1} USING NULL::{1}").format(identifier, wanted))
-    if new_key and table.key:
-        conn.execute(alter + sql.SQL("ADD PRIMARY KEY ({})").format(sql.SQL(", ").join(table.key_identifiers)))
-
-
-def _same_type(conn: Connection, first: str, second: str) -> bool:
-    row: Any = conn.execute(
-        "SELECT format_type(to_regtype(split_part(%(b)s, '(', 1)), NULL) = split_part(%(a)s, '(', 1)", {"a": first, "b": second}
-    ).fetchone()
-    return bool(row[0]) and first.partition("(")[2] == second.partition("(")[2]
-
-
-_TYPE = re.compile(r"[a-z ]+(\(\d+(,\d+)?\))?(\[\])?")
-
-
-def _type(text: str) -> Any:
-    """A mirror type as SQL; the text comes from typemap.py, and nothing else may stand in it."""
-    assert _TYPE.fullmatch(text), text
-    return text
-
-
-def _difference(table: MirrorTable, columns: Sequence[Column]) -> str:
-    """What is different, in words."""
-    had = {column["name"]: column["mirror_type"] for column in table.columns}
-    has = {column.name: str(column.mirror_type) for column in columns}
-    parts = [f"column {name} is new" for name in has if name not in had]
-    parts += [f"column {name} is gone" for name in had if name not in has]
-    parts += [f"column {name} is now {has[name]}, was {had[name]}" for name in has if name in had and has[name] != had[name]]
-    return "the source's columns changed: " + ("; ".join(parts) or "their order")

@@ -23,21 +23,13 @@ from replicator.apply import REFUSALS
 from replicator.changes import ChangeBuffer
 from replicator.copy_binary import COPY_HEADER, COPY_TRAILER, copy_statement
 from replicator.errors import LockRefused, SchemaChanged, SourceUnavailable, TableProblem
+from replicator.mirror import LIVE, QUERIES, MirrorTable, describe_columns, key_object
+from replicator.mirror_ddl import create_mirror, fit_mirror, has_same_key
 from replicator.multiset import keep_rows, pack, record_vanished_rows
 from replicator.packets import TICK_S, PacketBuffer
 from replicator.plan import Plans
 from replicator.read_view import ReadView
-from replicator.schema import (
-    LIVE,
-    QUERIES,
-    MirrorTable,
-    Registry,
-    create_mirror,
-    describe_columns,
-    fit_mirror,
-    has_same_key,
-    key_object,
-)
+from replicator.schema import Registry
 from replicator.source import Source, SourceTable, error_for, wrap_errors
 from replicator.typemap import Column, Kind
 from replicator.values import finish_rows

@@ -11,7 +11,8 @@ from replicator import decode
 from replicator.cascades import ACTIONS, ForeignKey
 from replicator.changes import Batch
 from replicator.errors import SchemaChanged
-from replicator.schema import MirrorTable, Registry
+from replicator.mirror import MirrorTable
+from replicator.schema import Registry
 
 Rows = NDArray[np.int64]
 _NONE: Rows = np.empty(0, np.int64)

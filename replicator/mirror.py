@@ -1,0 +1,108 @@
+"""One source table and its mirror: names, columns, key, state.
+
+Owns what is known of a table while the replicator runs, and the SQL pieces made from its names. Never talks to a database.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from psycopg import sql
+
+from replicator.cascades import ForeignKey
+from replicator.position import Position
+from replicator.typemap import ROW_HASH, Column
+from warehouse.db import read_queries
+
+State = Literal["Snapshotting", "Synced", "Failed", "ResyncRequired", "DroppedSource"]
+QUERIES = read_queries("replicator")
+LIVE: frozenset[State] = frozenset({"Snapshotting", "Synced"})
+
+
+@dataclass
+class MirrorTable:
+    """A source table and its mirror.
+
+    Attributes:
+        number: by which changes name the table.
+        name, mirror: database.table at the source, schema.table here.
+        columns: source name, source type and mirror type of each column, in the source's order.
+        key: source names of the columns that identify a row; empty where nothing does, and the mirror is a multiset.
+        consistent_from: the position that must be applied before a snapshot is whole; None once it is. Until then
+            changes may meet rows that are newer than they, so every change replaces its row.
+        foreign_keys: those through which other tables' changes change this one without a trace in the binlog.
+        exact: the snapshot was read as of consistent_from, so that changes up to there are left out instead.
+        resync: a copy was asked for.
+        first_plan: changes decoded by older plans were committed before the last copy began, which brought what they left.
+            Applying some of them late, and not those that were passed over meanwhile, would bring back old values.
+        dirty: differs from what warehouse.tables says.
+    """
+
+    number: int
+    name: str
+    mirror: str
+    state: State
+    columns: list[dict[str, str]]
+    key: list[str]
+    reason: str | None = None
+    consistent_from: Position | None = None
+    exact: bool = False
+    foreign_keys: list[ForeignKey] = field(default_factory=list)
+    resync: bool = False
+    first_plan: int = 0
+    dirty: bool = field(default=False, repr=False)
+
+    @property
+    def identifier(self) -> sql.Identifier:
+        """The quoted name of the mirror."""
+        return sql.Identifier(*self.mirror.split(".", 1))
+
+    @property
+    def key_identifiers(self) -> list[sql.Identifier]:
+        """The quoted names of the key's columns in the mirror, in the source's column order."""
+        return [sql.Identifier(name) for name in self.key_names]
+
+    @property
+    def key_names(self) -> list[str]:
+        """The names of the key's columns in the mirror, in the source's column order."""
+        return [column["mirror_name"] for column in self.columns if column["name"] in self.key]
+
+    @property
+    def own_columns(self) -> tuple[str, ...]:
+        """The mirror's columns that the source does not have, as COPY tuples end with them."""
+        own = ("_seq", "_committed_at", "_raw")
+        return own if self.key else (*own, ROW_HASH)
+
+    @property
+    def overlaps(self) -> bool:
+        """True while changes may meet rows that a snapshot already brought."""
+        return self.state == "Snapshotting" and not self.exact
+
+    def is_like(self, columns: Sequence[Column]) -> bool:
+        """Whether rows with these columns fit the mirror as it is."""
+        return [(c["name"], c["mirror_type"]) for c in self.columns] == [(c.name, c.mirror_type) for c in columns]
+
+
+def describe_columns(columns: Sequence[Column]) -> list[dict[str, str]]:
+    """Columns as warehouse.tables keeps them."""
+    return [
+        {"name": c.name, "mirror_name": c.mirror_name, "source_type": c.source_type, "mirror_type": str(c.mirror_type)}
+        for c in columns
+    ]
+
+
+def key_object(table: MirrorTable, prefix: sql.SQL) -> sql.Composable:
+    """A row's key as a JSON object of mirror column names and values; prefix: the row's alias and a point.
+
+    Without a key it is the whole row, with _raw where that is not NULL.
+    Names may hold percent signs, so a statement with this in it takes no parameters: psycopg would read them.
+    """
+    if not table.key:
+        own = sql.SQL("CASE WHEN {0}_raw IS NULL THEN '{{_seq,_committed_at,_row_hash,_raw}}'::text[]").format(prefix)
+        return sql.SQL("to_jsonb({}*) - {} ELSE '{{_seq,_committed_at,_row_hash}}'::text[] END").format(prefix, own)
+    pairs: list[sql.Composable] = []
+    for name in table.key_names:
+        pairs += [sql.Literal(name), sql.SQL("{}{}").format(prefix, sql.Identifier(name))]
+    return sql.SQL("jsonb_build_object({})").format(sql.SQL(", ").join(pairs))
