@@ -23,6 +23,7 @@ import psycopg
 import pymysql
 
 from demo import folders
+from demo.leash import write_leash
 from demo.programs import Program, Programs
 
 START_TIMEOUT_S = 120.0  # crash recovery of a large data folder included
@@ -217,13 +218,10 @@ class Server:
 
     def _spawn(self, command: list[str], stdin: IO[bytes] | None = None) -> subprocess.Popen[bytes]:
         """Start a process as the server's account, writing to the log, that gets the stop signal when this thread ends."""
-        setpriv = shutil.which("setpriv")
-        # A program of util-linux does it: a preexec function would run Python between fork and exec, unsafe with threads.
-        leash = [setpriv, f"--pdeathsig={self.stop_signal.name.removeprefix('SIG')}", "--"] if setpriv else []
         account = self.account
         with self.log.open("ab") as log:
             return subprocess.Popen(
-                [*leash, *command],
+                [*write_leash(self.stop_signal), *command],
                 stdin=subprocess.DEVNULL if stdin is None else stdin,
                 stdout=log,
                 stderr=log,

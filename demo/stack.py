@@ -24,6 +24,7 @@ import psycopg
 from psycopg import sql
 
 from demo.fleet import MEASUREMENTS
+from demo.leash import write_leash
 from demo.plant import DATABASE, TABLES, Plant
 from demo.servers import MariaDBServer, MySQLServer, PostgresServer, Programs, ProgramsMissing, Server, cache_folder, provide
 from warehouse.db import Connection, connect
@@ -270,11 +271,9 @@ def _environment() -> dict[str, str]:
 
 
 def _spawn(command: list[str], log: IO[bytes]) -> subprocess.Popen[bytes]:
-    setpriv = shutil.which("setpriv")
-    # Should the demo itself be killed, its services end too.
-    leash = [setpriv, "--pdeathsig=TERM", "--"] if setpriv else []
     return subprocess.Popen(
-        [*leash, *command],
+        # Should the demo itself be killed, its services end too.
+        [*write_leash(), *command],
         cwd=ROOT,
         env=_environment(),
         stdin=subprocess.DEVNULL,

@@ -27,6 +27,8 @@ _AS_SERVER = {
     "ujis": str.maketrans("\uff3c", "\\"),
     "eucjpms": str.maketrans("\u301c\u2016\u2212\u00a2\u00a3\u00ac\u00a6", "\uff5e\u2225\uff0d\uffe0\uffe1\uffe2\uffe4"),
 }
+# What Python reads for bytes that are no character to the server.
+_UNASSIGNED = {"cp932": re.compile("[\x80\uf8f0-\uf8f3]")}
 _EUC_CHARACTER = re.compile(rb"\x8f..|[\x80-\xff].|.", re.DOTALL)
 _BIG5_CHARACTER = re.compile(rb"[\x80-\xff].|.", re.DOTALL)
 
@@ -52,7 +54,12 @@ _IBM = (
     "櫢淸淲瀨凞猪甁皂皞益礰礼神祥福竧靖精綠緖羽荢﨟薰蘒﨡蠇諸譿賴赶﨣﨤逸郞都鄕﨧﨨閒隆﨩霻靍靑飯飼館馞髙魲鶴黑"
 )
 _MISSING: dict[str, tuple[re.Pattern[bytes], dict[bytes, str]]] = {
-    "big5": (_BIG5_CHARACTER, {bytes((0xF9, 0xD6 + n)): character for n, character in enumerate("碁銹裏墻恒粧嫺")}),
+    # The servers' table has U+FFFD for the codes whose character has another code too, or none in Unicode 1.
+    "big5": (
+        _BIG5_CHARACTER,
+        {bytes((0xF9, 0xD6 + n)): character for n, character in enumerate("碁銹裏墻恒粧嫺")}
+        | dict.fromkeys(map(bytes.fromhex, ("a15a", "a1c3", "a1c5", "a1fe", "a240", "a2cc", "a2ce")), _NO_CHARACTER),
+    ),
     "ujis": (_EUC_CHARACTER, _user_defined()),
     "eucjpms": (_EUC_CHARACTER, _user_defined() | _vendor()),
 }
@@ -83,9 +90,12 @@ class Charsets:
         if codec is None:
             raise UnsupportedColumn(f"character set {charset or 'unknown'} is not covered")
         try:
-            return _decode(raw, charset, codec), True
+            text = _decode(raw, charset, codec)
         except UnicodeDecodeError:
             return raw.decode(codec, "replace"), False
+        if charset in _UNASSIGNED and _UNASSIGNED[charset].search(text):
+            return _UNASSIGNED[charset].sub(_NO_CHARACTER, text), False
+        return text, True
 
     def decode_label(self, raw: bytes, charset: str) -> str:
         """A label of an ENUM or SET as text; in an unknown character set only for show, as its table is turned away.

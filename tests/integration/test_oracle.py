@@ -7,6 +7,7 @@ import ipaddress
 import itertools
 import json
 import math
+import os
 import re
 import struct
 from collections.abc import Sequence
@@ -23,8 +24,8 @@ from tests.fixtures.servers import SourceServer
 NUMBERS = itertools.count(1)
 # Nothing is shrunk: every example asks real servers, and a failing one is printed whole anyway.
 EXAMPLES = settings(
-    max_examples=5, deadline=None, phases=(Phase.explicit, Phase.reuse, Phase.generate),
-    suppress_health_check=list(HealthCheck), print_blob=True,
+    max_examples=int(os.environ.get("TAILRACE_EXPLORE", "5")), deadline=None, print_blob=True,
+    phases=(Phase.explicit, Phase.reuse, Phase.generate), suppress_health_check=list(HealthCheck),
 )  # fmt: skip
 
 

@@ -21,6 +21,7 @@ CHARSETS = Charsets({}, {"latin1": ["", *map(chr, range(1, 256))]})
         ("sjis", b"\x81\x5f\x5c", "\\\\"),
         ("gb18030", b"\xa8\xbc\x81\x35\xf4\x37", "ḿ\ue7c7"),
         ("big5", b"\xc7\xb3\xf9\xd6", "Ё碁"),
+        ("big5", b"\xa2\xce\xa4\x51\xa1\xfe", "\N{REPLACEMENT CHARACTER}十\N{REPLACEMENT CHARACTER}"),
         ("euckr", b"\x81\x41\xb0\xa1", "갂가"),
         ("gbk", b"\xc4\xe3\xba\xc3", "你好"),
         ("utf16", b"\x4f\x60\xd8\x3d\xde\x00", "你😀"),
@@ -38,6 +39,7 @@ def test_a_byte_without_a_character_is_replaced_and_told() -> None:
     """Neither a table nor a codec may lose a byte in silence."""
     assert CHARSETS.decode(b"a\0", "latin1") == ("a\N{REPLACEMENT CHARACTER}", False)
     assert CHARSETS.decode(b"a\xff", "utf8mb4") == ("a\N{REPLACEMENT CHARACTER}", False)
+    assert CHARSETS.decode(b"a\x80\xfdz", "cp932") == ("a\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}z", False)
     text, exact = CHARSETS.decode(b"\x8f\xf4", "eucjpms")
     assert not exact
     assert "\N{REPLACEMENT CHARACTER}" in text
