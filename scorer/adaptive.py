@@ -102,11 +102,7 @@ class AdaptiveThreshold:
         Raises:
             BadParameter: the score is not finite or below 0.
         """
-        if not (math.isfinite(score) and score >= 0.0):
-            raise BadParameter(f"A score must be finite and not below 0, not {score!r}.", parameter="score")
-        threshold, scale = self._threshold()
-        grade = self._grade(score, threshold, scale)
-        verdict = Verdict(threshold, grade, self.confidence)
+        verdict = self.look(score)
         if score > 0.0:
             capped = min(score, _HIGHEST)
             if score < self.score.mean:
@@ -117,6 +113,13 @@ class AdaptiveThreshold:
             self.last = score
             self.seen += 1
         return verdict
+
+    def look(self, score: float) -> Verdict:
+        """Judge a score without taking it in; raises as `judge`."""
+        if not (math.isfinite(score) and score >= 0.0):
+            raise BadParameter(f"A score must be finite and not below 0, not {score!r}.", parameter="score")
+        threshold, scale = self._threshold()
+        return Verdict(threshold, self._grade(score, threshold, scale), self.confidence)
 
     @property
     def confidence(self) -> float:
@@ -207,6 +210,12 @@ class QuantileThreshold:
         Raises:
             BadParameter: the score is not finite or below 0.
         """
+        verdict = self.look(score)
+        self._add(score, 1)
+        return verdict
+
+    def look(self, score: float) -> Verdict:
+        """Judge a score without taking it in; raises as `judge`."""
         if not (math.isfinite(score) and score >= 0.0):
             raise BadParameter(f"A score must be finite and not below 0, not {score!r}.", parameter="score")
         threshold, grade = self.value, 0.0
@@ -214,7 +223,6 @@ class QuantileThreshold:
             spread = threshold - self._quantile(0.5)
             grade = min(1.0, (score - threshold) / spread) if spread > 0.0 else 1.0
         confidence = 1.0 - 1.0 / math.sqrt(1.0 + self.budget * self.seen)
-        self._add(score, 1)
         return Verdict(threshold, grade, confidence)
 
     def _quantile(self, share: float) -> float:

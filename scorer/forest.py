@@ -18,7 +18,7 @@ from scorer.checkpoint import Checkpoint
 from scorer.errors import BadParameter, BadRows, ForestNotFitted
 from scorer.estimates import Estimates
 from scorer.gate import Gate
-from scorer.learning import Learning, check_entities
+from scorer.learning import Learning, Watcher, check_entities
 from scorer.parameters import POLICIES, check_positive, check_share, check_whole, translate
 from scorer.rows import as_rows, refuse_infinities
 
@@ -196,7 +196,21 @@ class RandomCutForest(Estimates, Learning, Checkpoint, Blocks):
         Raises:
             BadRows: as `fit`.
         """
-        return self._learn(X, entities, self.policy, with_scores=True)
+        return self._learn(X, entities, self.policy, with_scores=True)[0]
+
+    def update_watched(self, X: ArrayLike, watcher: Watcher, entities: Sequence[Hashable] | None = None) -> NDArray[np.bool_]:  # noqa: N803
+        """`update` that shows each row's score to `watcher` before the row is learnt.
+
+        What the watcher sees does not depend on how rows are cut into calls. Where a streaming forest has learnt many rows at
+        once and one of them is to be explained, it goes back and learns them again up to there.
+
+        Returns:
+            Which rows the policy lets the forest learn, shape (n,), bool; a gated forest learns them when their window ends.
+
+        Raises:
+            BadRows: as `fit`.
+        """
+        return self._learn(X, entities, self.policy, with_scores=True, watcher=watcher)[1]
 
     def partial_fit(self, X: ArrayLike, entities: Sequence[Hashable] | None = None) -> RandomCutForest:  # noqa: N803
         """Learn every row, in order, whatever the policy, without scoring."""
@@ -277,7 +291,7 @@ class RandomCutForest(Estimates, Learning, Checkpoint, Blocks):
         return high, low
 
     def _rows_to_score(self, X: ArrayLike) -> Floats:  # noqa: N803
-        if not self.rows_seen:
+        if not self.rows_seen and not (self.columns and self._tree_records["size"].any()):
             raise ForestNotFitted("The forest has seen no rows yet.", hint="Call fit or update first.")
         rows = as_rows(X, self.columns)
         refuse_infinities(rows)

@@ -45,6 +45,11 @@ ALIASES = {
     "randomSeed": "seed",
     "random_seed": "seed",
     "threadPoolSize": "threads",
+    "ignoreNearExpectedFromAbove": "ignore_above",
+    "ignoreNearExpectedFromBelow": "ignore_below",
+    "ignoreNearExpectedFromAboveByRatio": "ignore_above_share",
+    "ignoreNearExpectedFromBelowByRatio": "ignore_below_share",
+    "anomalyRate": "anomaly_rate",
 }
 
 
@@ -85,8 +90,8 @@ def check_positive(name: str, value: object) -> float:
     return float(value)  # type: ignore[arg-type]
 
 
-def translate(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters under this project's names; names of other systems are translated.
+def translate(given: Mapping[str, Any], also: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """Parameters under this project's names, those of a forest and `also`; names of other systems are translated.
 
     Raises:
         BadParameter: an unknown name, or one parameter given twice.
@@ -94,8 +99,8 @@ def translate(given: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in given.items():
         ours = ALIASES.get(name, name)
-        if ours not in KNOWN:
-            raise BadParameter(f"Unknown parameter {name}.", hint=f"Known: {', '.join(sorted(KNOWN))}.", parameter=name)
+        if ours not in KNOWN | also:
+            raise BadParameter(f"Unknown parameter {name}.", hint=f"Known: {', '.join(sorted(KNOWN | also))}.", parameter=name)
         if ours in found:
             raise BadParameter(f"{ours} is given twice, once as {name}.", hint="Give one of them.", parameter=ours)
         found[ours] = value
@@ -103,3 +108,19 @@ def translate(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 KNOWN = frozenset(RANGES) | {"initial_accept_fraction", "policy", "gate_sigma", "with_directionality"}
+
+# Of `scorer.detector`, besides a forest's.
+DETECTOR_NAMES = frozenset(
+    {
+        "scale",
+        "baseline_rows",
+        "threshold",
+        "threshold_value",
+        "anomaly_rate",
+        "ignore_above",
+        "ignore_below",
+        "ignore_above_share",
+        "ignore_below_share",
+        "direction",
+    }
+)

@@ -62,15 +62,25 @@ class Shingler:
         Raises:
             BadRows: not numbers, other columns than before, entities or order of another length, or an order value that is NaN.
         """
+        shingles, at, _ = self.take(X, entities, order)
+        return shingles, at
+
+    def take(
+        self,
+        X: ArrayLike,  # noqa: N803
+        entities: Sequence[Hashable] | None = None,
+        order: ArrayLike | None = None,
+    ) -> tuple[Floats, Ints, Ints]:
+        """`push` that also gives the numbers of the rows that were late."""
         rows = as_rows(X, self.columns)
         names = _as_names(entities, len(rows))
-        times = None if order is None else _as_order(order, len(rows))
+        times = None if order is None else as_order(order, len(rows))
         self.columns = rows.shape[1]
-        shingles, at = [], []
+        shingles, at, late = [], [], []
         for i, (name, row) in enumerate(zip(names, rows, strict=True)):
             if times is not None:
                 if times[i] <= self._newest.get(name, -np.inf):
-                    self.late += 1
+                    late.append(i)
                     continue
                 self._newest[name] = float(times[i])
             window = self._windows.get(name, np.empty((0, self.columns)))
@@ -79,7 +89,9 @@ class Shingler:
             if len(window) == self.size:
                 shingles.append(window.ravel())
                 at.append(i)
-        return np.array(shingles).reshape(len(at), self.columns * self.size), np.array(at, np.int64)
+        self.late += len(late)
+        made = np.array(shingles, np.float64).reshape(len(at), self.columns * self.size)
+        return made, np.array(at, np.int64), np.array(late, np.int64)
 
     def newest(self, entity: Hashable = None) -> Floats | None:
         """The newest shingle of an entity, shape (d * size,); None where it is not complete."""
@@ -118,7 +130,7 @@ def rebuild(
     """
     rows = as_rows(X)
     names = _as_names(entities, len(rows))
-    times = np.arange(len(rows)) if order is None else _as_order(order, len(rows))
+    times = np.arange(len(rows)) if order is None else as_order(order, len(rows))
     sequence = np.argsort(times, kind="stable")
     shingles, at = Shingler(size).push(rows[sequence], [names[i] for i in sequence])
     numbers = sequence[at]
@@ -141,8 +153,16 @@ def _as_names(entities: Sequence[Hashable] | None, rows: int) -> list[str]:
     return [str(entity) for entity in entities]
 
 
-def _as_order(order: ArrayLike, rows: int) -> Floats:
-    times = np.asarray(order, np.float64)
+def as_order(order: ArrayLike, rows: int) -> Floats:
+    """Order values, shape (rows,), float64.
+
+    Raises:
+        BadRows: they are not, or one is NaN.
+    """
+    try:
+        times = np.asarray(order, np.float64)
+    except (TypeError, ValueError) as error:
+        raise BadRows("Order values must be numbers, one per row.", hint="Give seconds, cycles or numbers.") from error
     if times.shape != (rows,) or np.isnan(times).any():
         raise BadRows("Order values must be numbers, one per row.", hint="Give seconds, cycles or numbers.", shape=times.shape)
     return times

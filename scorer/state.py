@@ -30,7 +30,7 @@ _PREFIX = struct.Struct("<8sII")
 _CHECKSUM_BYTES = 32
 _RETRAIN = "Use an earlier checkpoint, or train the model again."
 _DTYPES = {"tree": kernels.TREE, "node": kernels.NODE, "slot": kernels.SLOT, "<f4": np.dtype("<f4")}
-_DTYPES |= {"<f8": np.dtype("<f8"), "<i8": np.dtype("<i8")}
+_DTYPES |= {"<f8": np.dtype("<f8"), "<i8": np.dtype("<i8"), "u1": np.dtype("u1")}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
