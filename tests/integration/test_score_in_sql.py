@@ -35,7 +35,7 @@ def place_forest(plant: Plant, name: str, forest: RandomCutForest, scaler: Robus
 
 @st.composite
 def shapes(draw: Any) -> dict[str, Any]:
-    """Forests of many shapes: few and many columns, duplicates, constant and empty columns, missing values, learnt or fitted."""
+    """Forests of many shapes: few and many columns, duplicates, constant and empty columns, gaps, learnt or fitted."""
     return {
         "columns": draw(st.sampled_from([1, 2, 3, 7, 24, 101])),
         "trees": draw(st.integers(1, 4)),
