@@ -21,11 +21,12 @@ import pymysql
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from demo.servers import MySQLServer, PostgresServer, cache_folder, provide
+from replicator.items import Choice
 from replicator.mirror import MirrorTable
 from replicator.position import Position
 from replicator.schema import Registry
 from replicator.source import Source
-from replicator.stream import Choice, Stream
+from replicator.stream import Stream
 from replicator.tablemap import TableMap
 from warehouse.log import configure_log
 from warehouse.migrate import migrate_schema

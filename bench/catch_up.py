@@ -18,8 +18,8 @@ from _plant import MEASUREMENTS, NAME, Plant, insert_many, mirror_table, open_st
 
 from bench.report import Report
 from replicator import decode
-from replicator.apply import COPY_HEADER, COPY_TRAILER, copy_statement
 from replicator.changes import Batch
+from replicator.copy_binary import COPY_HEADER, COPY_TRAILER, copy_statement
 from replicator.mirror import MirrorTable
 from replicator.mirror_ddl import create_mirror
 from replicator.position import Position

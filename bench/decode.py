@@ -20,8 +20,8 @@ from pymysqlreplication.row_event import WriteRowsEvent
 
 from bench.report import Report
 from replicator import decode
-from replicator.apply import COPY_HEADER, COPY_TRAILER, copy_statement
 from replicator.changes import Batch
+from replicator.copy_binary import COPY_HEADER, COPY_TRAILER, copy_statement
 from replicator.mirror_ddl import create_mirror
 from replicator.position import Position
 from replicator.source import Source

@@ -11,7 +11,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from replicator.stream import Idle, Item, Statement, Stream
+from replicator.items import Idle, Item, Statement
+from replicator.stream import Stream
 
 _AHEAD = 1
 

@@ -25,7 +25,7 @@ from replicator.tablemap import table_id_of
 from replicator.xa import PREPARED_FLAG, Held, XaChange, parse_prepare, parse_statement
 
 if TYPE_CHECKING:
-    from replicator.stream import Chooser
+    from replicator.items import Chooser
 
 _ROWS = frozenset(
     {

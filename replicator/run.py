@@ -17,6 +17,7 @@ from replicator.apply import Applier
 from replicator.changes import Batch
 from replicator.check import find_problems, refuse_if_fatal
 from replicator.errors import SchemaChanged, UnsupportedEvent
+from replicator.items import Item, Statement
 from replicator.mirror import LIVE, QUERIES, MirrorTable
 from replicator.position import Position, parse_gtids
 from replicator.prefetch import Prefetch
@@ -26,7 +27,7 @@ from replicator.schema import Registry
 from replicator.snapshot import Interrupted, copy_tables
 from replicator.source import Source
 from replicator.statements import Intent, parse_intents
-from replicator.stream import Item, Statement, Stream
+from replicator.stream import Stream
 from warehouse.db import Connection, connect, take_lock, wrap_errors
 from warehouse.errors import AlreadyRunning, OperatorNeeded, SchemaOutdated
 from warehouse.migrate import require_migrations

@@ -16,11 +16,11 @@ from replicator.cascades import ForeignKey, find_family, find_foreign_keys, read
 from replicator.charsets import Charsets
 from replicator.difference import describe_difference
 from replicator.errors import LostParent, MissingMetadata, SchemaChanged, TableProblem, UnsupportedColumn
+from replicator.items import Choice
 from replicator.mirror import LIVE, QUERIES, MirrorTable, State, describe_columns
 from replicator.mirror_ddl import create_mirror
 from replicator.position import Flavor, Position, parse_position
 from replicator.source import Source, SourceTable
-from replicator.stream import Choice
 from replicator.tablemap import TableMap
 from replicator.typemap import OLD_LAYOUT, OWN_COLUMNS, OWN_SCHEMAS, ROW_HASH, Kind, mirror_identifier, recognize
 from warehouse.db import Connection

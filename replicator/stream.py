@@ -12,75 +12,26 @@ import time
 import zlib
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, Protocol
-
-from pymysqlreplication import BinLogStreamReader
+from dataclasses import replace
 
 from replicator import decode, events
 from replicator.changes import Batch, ChangeBuffer, gtid_runs
-from replicator.errors import MissingMetadata, SourceUnavailable, StreamBroken, TableProblem, UnsupportedEvent
+from replicator.dump import open_dump
+from replicator.errors import MissingMetadata, SourceUnavailable, StreamBroken, UnsupportedEvent
 from replicator.events import HARMLESS, UNSUPPORTED, Event
-from replicator.gtids import GtidDumpConnection, dump_command
+from replicator.items import Chooser, Idle, Item, Statement
 from replicator.packets import TICK_S, PacketBuffer
 from replicator.payload import UNPACKED, open_event
 from replicator.plan import Plans
-from replicator.position import GtidSet, Position
+from replicator.position import Position
 from replicator.rare import RareEvents
-from replicator.source import Source, error_for, wrap_errors
+from replicator.source import Source, error_for
 from replicator.statements import first_word, is_control, is_dml
-from replicator.tablemap import TABLE_ID_BYTES, TableMap, parse_table_map, table_id_of
-from replicator.typemap import Column
+from replicator.tablemap import TABLE_ID_BYTES, parse_table_map, table_id_of
 from replicator.xa import Held
 from warehouse.settings import ReplicatorSettings
 
 MISSED_HEARTBEATS = 3
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A wanted table: a number that its changes carry, and the positions of its key's columns.
-
-    Attributes:
-        columns: of the table map, those made plain that it cannot tell apart; None where it said all.
-    """
-
-    table: int
-    key: tuple[int, ...]
-    columns: tuple[Column, ...] | None = None
-
-
-class Chooser(Protocol):
-    """Decides about tables; the mirror's side of the stream."""
-
-    def choose(self, table_map: TableMap) -> Choice | None:
-        """What to do with the rows of a table as its table map describes it; None: pass over them."""
-
-    def reject(self, table: int, problem: TableProblem) -> None:
-        """The rows of a chosen table cannot be read; they are passed over from here on."""
-
-    def distrust(self, problem: TableProblem) -> None:
-        """Rows of tables that nobody knows are missing: every table must be copied afresh."""
-
-
-@dataclass(frozen=True)
-class Statement:
-    """A statement that was committed between batches, with the position behind it."""
-
-    query: events.Query
-    position: Position
-    commit_us: int
-
-
-@dataclass(frozen=True)
-class Idle:
-    """Nothing came for a moment; the position behind what was read so far."""
-
-    position: Position
-
-
-Item = Batch | Statement | Idle
 
 
 class Stream(RareEvents):
@@ -109,43 +60,11 @@ class Stream(RareEvents):
         self._changes = ChangeBuffer(seq)
         self._state = self._changes.state
         self._state[decode.LOG_POS] = position.pos
-        # Until the first FORMAT_DESCRIPTION says otherwise; see _connect.
+        # Until the first FORMAT_DESCRIPTION says otherwise; see dump.py.
         self._state[decode.CHECKSUM] = True
         self._renewed = False
-        self._reader = self._connect()
+        self._reader = open_dump(source, position, self._silence_s())
         self._packets = self._socket_packets = PacketBuffer(self._reader._stream_connection._sock, self._silence_s())
-
-    def _connect(self) -> BinLogStreamReader:
-        """Let the library log in, register and send the dump command; then only the socket is used."""
-        arguments = self.source.connection_arguments()
-        arguments["read_timeout"] = self._silence_s()
-        # While the warehouse is slow the socket is not read, and the source must not give up on it: its binlog is the
-        # spool. The longest that the server allows.
-        arguments["init_command"] = (
-            "SET SESSION net_write_timeout = 31536000,"
-            # Says that this replica knows checksums, under the variable's old and new name. The library only says so where
-            # they are on now, and the server then refuses files from a time when they were.
-            " @master_binlog_checksum = 'CRC32', @source_binlog_checksum = 'CRC32'"
-        )
-        start: dict[str, Any] = {"log_file": self.position.file, "log_pos": self.position.pos, "resume_stream": True}
-        if isinstance(self.position.gtids, GtidSet) and self.position.gtids.ranges:
-            command = dump_command(self.source.settings.server_id, self.position.gtids)
-            start["pymysql_wrapper"] = partial(GtidDumpConnection, dump=command)
-        elif self.position.gtids is not None and str(self.position.gtids):
-            start = {"auto_position": str(self.position.gtids), "is_mariadb": True}
-        reader = BinLogStreamReader(
-            connection_settings=arguments,
-            server_id=self.source.settings.server_id,
-            blocking=True,
-            slave_heartbeat=self.source.settings.heartbeat_s,
-            filter_non_implemented_events=False,
-            report_slave="tailrace",
-            enable_logging=False,
-            **start,
-        )
-        with wrap_errors("cannot start the binlog dump"):
-            reader._BinLogStreamReader__connect_to_stream()
-        return reader
 
     def close(self) -> None:
         """Close the dump connection."""

@@ -14,11 +14,12 @@ from replicator import decode
 from replicator.changes import Batch, ChangeBuffer
 from replicator.charsets import Charsets
 from replicator.errors import SourceUnavailable, TableProblem, UnrepresentableKey
+from replicator.items import Choice, Idle, Statement
 from replicator.packets import PacketBuffer
 from replicator.plan import Plans
 from replicator.position import GtidSet, MariaDbGtids, Position
 from replicator.rare import RareEvents
-from replicator.stream import Choice, Idle, Statement, Stream
+from replicator.stream import Stream
 from replicator.tablemap import TableMap
 from replicator.typemap import Column
 from replicator.values import finish_rows

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from replicator.charsets import Charsets
+from replicator.items import Choice
 from replicator.plan import Plans
-from replicator.stream import Choice
 from replicator.tablemap import TableMap
 from replicator.typemap import Column, recognize
 from tests.binlog_writer import write_packets

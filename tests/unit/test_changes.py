@@ -8,9 +8,9 @@ import pytest
 from replicator import changes, decode
 from replicator.changes import ChangeBuffer, gtid_runs
 from replicator.events import Event
+from replicator.items import Idle
 from replicator.plan import Plans
 from replicator.position import Position
-from replicator.stream import Idle
 from tests.binlog_writer import COMMIT_US, Binlog, Field, write_image, write_rows, write_table_map
 from tests.decoding import CHARSETS, FIRST_SEQ, Tables, make_stream, read_changes, read_own, walk
 from warehouse.settings import ReplicatorSettings

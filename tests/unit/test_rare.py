@@ -7,13 +7,13 @@ import pytest
 import zstandard
 
 from replicator import decode
+from replicator.changes import Batch
 from replicator.errors import PartialImage, StreamBroken, TableProblem, TransactionUnknown, UnsupportedEvent
 from replicator.events import Event
 from replicator.gtids import TaggedGtid, dump_command, encode_gtids, parse_tagged
 from replicator.packets import PADDING_BYTES
 from replicator.payload import open_event, open_payload
 from replicator.position import GtidSet
-from replicator.stream import Batch
 from replicator.xa import Held, parse_prepare, parse_statement
 from tests.binlog_writer import (
     COMMIT_US,
