@@ -8,40 +8,28 @@ Only where replaying a change would do harm the table is read as of one position
 
 from __future__ import annotations
 
-import struct
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Sequence
 
-import numpy as np
 import structlog
 from psycopg import sql
 
-from replicator import decode
 from replicator.apply import REFUSALS
-from replicator.changes import ChangeBuffer
 from replicator.copy_binary import COPY_HEADER, COPY_TRAILER, copy_statement
 from replicator.errors import LockRefused, SchemaChanged, SourceUnavailable, TableProblem
 from replicator.mirror import LIVE, QUERIES, MirrorTable, describe_columns, key_object
 from replicator.mirror_ddl import create_mirror, fit_mirror, has_same_key
-from replicator.multiset import keep_rows, pack, record_vanished_rows
-from replicator.packets import TICK_S, PacketBuffer
-from replicator.plan import Plans
+from replicator.multiset import keep_rows, record_vanished_rows
 from replicator.read_view import ReadView
+from replicator.result import ResultReader
 from replicator.schema import Registry
-from replicator.source import Source, SourceTable, error_for, wrap_errors
-from replicator.typemap import Column, Kind
-from replicator.values import finish_rows
+from replicator.source import Source
 from warehouse.db import Connection
 from warehouse.db import wrap_errors as wrap_warehouse_errors
 from warehouse.service import Stop
 
 log = structlog.get_logger()
 
-# MySQL internals, "Command Phase".
-_PREPARE, _EXECUTE, _EXECUTE_BYTES = 0x16, 0x17, 10
-_SILENCE_S = 600
 _REPORT_S = 5
 
 
@@ -51,139 +39,6 @@ class CopyRefused(TableProblem):
 
 class Interrupted(Exception):
     """Somebody asked to stop in the middle of a copy; nothing of it is committed."""
-
-
-class ResultReader:
-    """The rows of one table as COPY tuples, in blocks.
-
-    Args:
-        source: where to connect; a connection of its own is opened.
-        table: what to select.
-        seq: the last _seq given out.
-        view: what to read instead, on its own connection.
-    """
-
-    def __init__(self, source: Source, table: SourceTable, seq: int, view: ReadView | None = None) -> None:
-        self._connection = source.open() if view is None else view.connection
-        self._plans = Plans(source.charsets())
-        self._plan = self._plans.add(tuple(map(_as_selected, table.columns)), table.key, wanted=True, table=0)
-        self._changes = ChangeBuffer(seq)
-        self._table = table
-        self.raw_rows = 0
-
-    def close(self) -> None:
-        """Close the connection at once, in the middle of a result if need be."""
-        self._connection._force_close()
-
-    @property
-    def seq(self) -> int:
-        """The last _seq given out."""
-        return int(self._changes.state[decode.SEQ])
-
-    def blocks(self) -> Iterator[tuple[int, memoryview]]:
-        """How many rows, and their COPY tuples.
-
-        Raises:
-            SourceUnavailable: the connection broke.
-            TableProblem: a row cannot be represented.
-        """
-        packets = self._execute()
-        state, plans, changes = self._changes.state, self._plans, self._changes
-        plan = plans.plans[self._plan]
-        while True:
-            state[decode.AT] = packets.at
-            code = decode.consume_result(
-                packets.data, packets.end, state, self._plan, plan, plans.columns, plans.blob, plans.labels, changes.out,
-                changes.changes, changes.digits,
-            )  # fmt: skip
-            packets.at = int(state[decode.AT])
-            if code == decode.FULL and not changes.rows:
-                state[decode.EVENT_BYTES] = state[decode.WANTED_BYTES]
-                changes.grow()
-            elif code in (decode.FULL, decode.SERVER_EOF) and changes.rows:
-                yield changes.rows, self._take()
-            elif code == decode.SERVER_EOF:
-                return
-            elif code == decode.NEED_DATA:
-                if not packets.read(TICK_S, int(state[decode.WANTED_BYTES])):
-                    # lets the caller look whether somebody asked to stop
-                    yield 0, memoryview(b"")
-            elif code == decode.SPLIT:
-                state[decode.JOINED] = packets.join_packets()
-            else:
-                raise _error_of(packets)
-
-    def _take(self) -> memoryview:
-        """The tuples at hand, those that the kernel left filled in; the arrays are free again."""
-        state, changes = self._changes.state, self._changes
-        rows = changes.changes[: changes.rows]
-        out, raw = finish_rows(self._plans, rows, changes.out, is_result=True, reject=_refuse)
-        self.raw_rows += int(raw.sum())
-        if self._table.key:
-            target = np.empty(int(rows["image_bytes"].sum()), np.uint8)
-            decode.gather(np.arange(len(rows)), rows, out, target)
-            tuples = target.data
-        else:
-            tuples = pack(np.arange(len(rows)), rows, out, len(self._table.columns))
-        state[decode.CHANGES] = state[decode.OUT] = 0
-        return tuples
-
-    def _execute(self) -> PacketBuffer:
-        """Run the SELECT as a prepared statement, and read up to its first row."""
-        connection = self._connection
-        with wrap_errors(f"cannot read {self._table.name}"):
-            connection.query("SET SESSION character_set_results = NULL")
-            connection.query("SET SESSION net_write_timeout = 3600")
-            connection._execute_command(_PREPARE, _select(self._table))
-            reply: Any = connection._read_packet()
-            statement, columns = struct.unpack_from("<IH", reply.get_all_data(), 1)
-            for _ in range(columns + 1):
-                connection._read_packet()
-            # No cursor, one iteration, no parameters. From here on PyMySQL reads nothing any more.
-            connection._write_bytes(struct.pack("<IBIBI", _EXECUTE_BYTES, _EXECUTE, statement, 0, 1))
-        packets = PacketBuffer(connection._sock, _SILENCE_S)
-        head = packets.take_packet()
-        if head[0] == 0xFF:
-            raise _server_error(head)
-        for _ in range(columns + 1):
-            packets.take_packet()
-        return packets
-
-
-def _refuse(row: int, problem: TableProblem) -> None:
-    """A copy is whole or not there at all."""
-    raise problem
-
-
-def _as_selected(column: Column) -> Column:
-    """The column as the SELECT yields it: labels as text."""
-    return replace(column, kind=Kind.TEXT, charset="utf8mb4") if column.kind in (Kind.ENUM, Kind.SET) else column
-
-
-def _select(table: SourceTable) -> str:
-    parts = []
-    for column in table.columns:
-        name = "`" + column.name.replace("`", "``") + "`"
-        # The labels of information_schema have no characters beyond the basic plane; the server itself knows them all.
-        if column.kind in (Kind.ENUM, Kind.SET):
-            name = f"CONVERT({name} USING utf8mb4)"
-        elif column.kind in (Kind.UUID, Kind.INET):
-            name = f"CAST({name} AS BINARY({column.width}))"
-        parts.append(name)
-    database, _, name = table.name.partition(".")
-    quoted = ".".join("`" + part.replace("`", "``") + "`" for part in (database, name))
-    return f"SELECT {', '.join(parts)} FROM {quoted}"  # noqa: S608 - identifiers only, quoted
-
-
-def _error_of(packets: PacketBuffer) -> Exception:
-    return _server_error(packets.take_packet())
-
-
-def _server_error(packet: bytes) -> Exception:
-    if packet[:1] != b"\xff":
-        return SourceUnavailable("a result row is not as the protocol says")
-    text = packet[9:] if packet[3:4] == b"#" else packet[3:]
-    return error_for(int.from_bytes(packet[1:3], "little"), text.decode("utf-8", "replace"), "copying a table")
 
 
 def copy_table(

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-import replicator.run
+import replicator.follower
 from replicator.errors import SourceUnavailable, UnsupportedEvent
 from tests.fixtures.pipeline import SOURCE, Pipeline
 
@@ -145,7 +145,7 @@ def test_copy_that_is_due_survives_a_crash(pipeline: Pipeline, monkeypatch: pyte
         raise SourceUnavailable("the test ends the run here")
 
     with monkeypatch.context() as patch, pytest.raises(SourceUnavailable):
-        patch.setattr(replicator.run, "copy_tables", crash)
+        patch.setattr(replicator.follower, "copy_tables", crash)
         pipeline.catch_up()
     pipeline.catch_up()
     pipeline.assert_equal("t")

@@ -14,7 +14,7 @@ from replicator.changes import ChangeBuffer
 from replicator.errors import SourceSilent, SourceUnavailable
 from replicator.packets import LONGEST_PAYLOAD, PacketBuffer
 from replicator.plan import Plans
-from replicator.snapshot import ResultReader
+from replicator.result import ResultReader
 from replicator.source import SourceTable
 from replicator.typemap import BINARY, Column, Kind
 from tests.binlog_writer import pack_integer, write_packets

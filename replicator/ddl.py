@@ -1,0 +1,95 @@
+"""What a statement of the stream does to the tables: made, dropped, renamed, emptied, altered.
+
+Owns the way from a statement's intents to the tables' states. Reads no statement itself; see statements.py.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import structlog
+
+from replicator.apply import Applier
+from replicator.errors import SchemaChanged
+from replicator.items import Statement
+from replicator.mirror import LIVE, MirrorTable
+from replicator.schema import Registry
+from replicator.source import Source
+from replicator.statements import Intent, parse_intents
+
+log = structlog.get_logger()
+
+_FOREIGN_KEY = re.compile("foreign|constraint|references", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Followed:
+    """What following a statement did: its intents, and the last _seq given out."""
+
+    intents: list[Intent]
+    seq: int
+
+
+def follow_statement(statement: Statement, source: Source, registry: Registry, applier: Applier, seq: int) -> Followed:
+    """Carry out what a statement means for the tables.
+
+    Args:
+        seq: the last _seq given out before. A TRUNCATE gives one to each row that goes, and commits the position with them.
+    """
+    intents = parse_intents(statement.query.text, statement.query.database)
+    for intent in intents:
+        seq = _carry_out(intent, statement, source, registry, applier, seq)
+    if intents:
+        may_alter = _FOREIGN_KEY.search(statement.query.text)
+        registry.read_foreign_keys({i.table for i in intents if i.action == "alter" and may_alter})
+        log.info("statement", intents=[f"{i.action} {i.table}" for i in intents], position=str(statement.position))
+    return Followed(intents, seq)
+
+
+def _carry_out(intent: Intent, statement: Statement, source: Source, registry: Registry, applier: Applier, seq: int) -> int:
+    table = registry.tables.get(intent.table)
+    if intent.action == "create" and registry.matches(intent.table):
+        if table is None:
+            registry.discover(intent.table, is_new=True)
+        elif table.state in LIVE:
+            # CREATE TABLE IF NOT EXISTS is logged for a table that is there, too.
+            _compare(table, source, registry, rows_changed=False)
+        else:
+            registry.require_resync(table, SchemaChanged("the source created the table anew"))
+    elif intent.action == "drop database":
+        for name, each in registry.tables.items():
+            if name.partition(".")[0] == intent.table:
+                registry.set_state(each, "DroppedSource", "the source dropped the database")
+    elif intent.action == "drop" and table is not None:
+        registry.set_state(table, "DroppedSource", "the source dropped the table")
+    elif intent.action == "rename":
+        if table is not None:
+            registry.set_state(table, "DroppedSource", f"the source renamed the table to {intent.new_name}")
+        if registry.matches(intent.new_name):
+            target = registry.tables.get(intent.new_name)
+            if target is None:
+                registry.discover(intent.new_name)
+            else:
+                registry.require_resync(target, SchemaChanged(f"the source renamed {intent.table} to this name"))
+    elif intent.action == "truncate" and table is not None and table.state in LIVE:
+        if table.exact and table.consistent_from is not None and table.consistent_from.covers(statement.position):
+            return seq
+        return applier.empty(table, statement.position, seq, statement.commit_us)
+    elif intent.action in ("alter", "alter rows") and table is not None:
+        _compare(table, source, registry, rows_changed=intent.action == "alter rows")
+    return seq
+
+
+def _compare(table: MirrorTable, source: Source, registry: Registry, *, rows_changed: bool) -> None:
+    """An ALTER may change values without a row event: copy the table where its columns or its key are other than before.
+
+    The state is committed with the position behind the statement, so that a crash before the copy does not lose it.
+    """
+    found = source.describe(table.name)
+    if found is None:
+        return
+    before = [(column["name"], column["source_type"]) for column in table.columns]
+    columns = [(column.name, column.source_type) for column in found.columns]
+    if rows_changed or before != columns or table.key != [found.columns[i].name for i in found.key]:
+        registry.require_resync(table, SchemaChanged("the source's table was altered"))

@@ -1,0 +1,148 @@
+"""What the replicator's loop holds while it follows a source, and how it takes each item of the stream.
+
+Owns the position that is applied, the last _seq, and when both are saved. Rows are written in apply.py.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import nullcontext
+
+import structlog
+
+from replicator.apply import Applier
+from replicator.changes import Batch
+from replicator.ddl import follow_statement
+from replicator.items import Item, Statement
+from replicator.mirror import QUERIES, MirrorTable
+from replicator.position import Position
+from replicator.prefetch import Prefetch
+from replicator.schema import Registry
+from replicator.snapshot import copy_tables
+from replicator.source import Source
+from replicator.stream import Stream
+from warehouse.db import Connection, wrap_errors
+from warehouse.service import Progress, Stop
+
+log = structlog.get_logger()
+
+REPORT_S = 10
+
+
+class Follower:
+    """What the loop holds: where it stands, and how each kind of item is dealt with."""
+
+    def __init__(
+        self, source: Source, conn: Connection, registry: Registry, applier: Applier, position: Position, seq: int, stop: Stop,
+        progress: Progress,
+    ) -> None:  # fmt: skip
+        self.source, self.conn, self.registry, self.applier = source, conn, registry, applier
+        self.position, self.seq, self.stop, self.progress = position, seq, stop, progress
+        self.saved = True
+        self._commit_us: int | None = None
+        self._heard_noted_at = self._reported_at = 0.0
+        self._rows = self._transactions = 0
+        self._stream: Stream | None = None
+        self._ahead: Prefetch | None = None
+
+    def follow(self, stream: Stream, ahead: Prefetch) -> None:
+        """From here on items come from this stream, whose plans are numbered anew."""
+        self._stream, self._ahead = stream, ahead
+        for table in self.registry.by_number:
+            table.first_plan = 0
+
+    def take(self, item: Item, *, save: bool) -> None:
+        """Apply a batch or a statement; after a tick or a batch without changes, save the position where it is time."""
+        if isinstance(item, Batch):
+            if len(item.changes) or item.xa or self.applier.is_open:
+                self._apply(item.after(self.seq))
+            else:
+                self.position, self._commit_us, self.saved = item.position, item.commit_us, False
+        elif isinstance(item, Statement):
+            self._take_statement(item)
+        elif not self.applier.is_open:
+            self._note_heard()
+            if item.position != self.position:
+                # Without GTIDs only file and offset tell that the source moved on, to another file for instance.
+                self.position, self.saved = item.position, False
+        if self.applier.is_open:
+            return
+        dirty = any(table.dirty or self._is_whole(table) for table in self.registry.by_number)
+        if (save and not self.saved) or dirty:
+            self.save()
+        self.copy_requested()
+
+    def _apply(self, batch: Batch) -> None:
+        started = time.monotonic()
+        self.seq = self.applier.apply(batch)
+        self.position = batch.position
+        if batch.whole:
+            self.saved, self._commit_us = True, None
+        self.progress.note()
+        log.debug(
+            "applied",
+            rows=len(batch.changes),
+            transactions=len(batch.transactions),
+            position=str(batch.position),
+            duration_ms=round(1000 * (time.monotonic() - started), 1),
+        )
+        self._rows += len(batch.changes)
+        self._transactions += len(batch.transactions)
+        batch.release()
+        if started - self._reported_at > REPORT_S:
+            lag_ms = round(1000 * time.time() - batch.commit_us / 1000, 1)
+            log.info("streaming", rows=self._rows, transactions=self._transactions, lag_ms=lag_ms, position=str(batch.position))
+            self._reported_at, self._rows, self._transactions = started, 0, 0
+
+    def _is_whole(self, table: MirrorTable) -> bool:
+        return table.consistent_from is not None and self.position.covers(table.consistent_from)
+
+    def _note_heard(self) -> None:
+        """Tell the warehouse that the source is alive and nothing is missing, once a second while it is idle."""
+        now = time.monotonic()
+        if self._stream is None or now - self._heard_noted_at < 1:
+            return
+        self._heard_noted_at = now
+        self.progress.note()
+        with wrap_errors():
+            self.conn.execute(QUERIES["note_heard"], {"source": self.registry.name, "silent_s": now - self._stream.heard_at})
+
+    def save(self) -> None:
+        """Commit the position, if it or a table's state is not yet committed."""
+        dirty = any(table.dirty or self._is_whole(table) for table in self.registry.by_number)
+        if self.saved and not dirty:
+            return
+        self.applier.save_position(self.position, self.seq, self._commit_us)
+        self.saved = True
+        self.progress.note()
+
+    def copy_requested(self) -> None:
+        """Copy the tables for which that was asked, one after another; the stream waits meanwhile.
+
+        What the stream decoded before was committed before the copy began, so a copied table may miss it; what it decodes
+        after is decoded for the tables as they are then.
+        """
+        if not any(table.resync for table in self.registry.by_number):
+            return
+        with nullcontext() if self._ahead is None else self._ahead.hold():
+            self.registry.read_foreign_keys()
+            groups = self.registry.families([table for table in self.registry.by_number if table.resync])
+            for tables in groups:
+                self.seq = copy_tables(self.conn, self.source, self.registry, tables, self.seq, self.stop)
+                self.progress.note()
+            wanted = [table for tables in groups for table in tables]
+            if self._stream is not None:
+                first_plan = self._stream.renew_choices()
+                for table in wanted:
+                    table.first_plan = first_plan
+        self.save()
+
+    def _take_statement(self, statement: Statement) -> None:
+        self.position, self._commit_us, self.saved = statement.position, statement.commit_us, False
+        followed = follow_statement(statement, self.source, self.registry, self.applier, self.seq)
+        if followed.seq != self.seq:
+            # a TRUNCATE commits the position with the rows that it took away
+            self.seq, self.saved = followed.seq, True
+        if followed.intents:
+            assert self._stream is not None, "statements come from a stream"
+            self._stream.renew_choices()

@@ -1,0 +1,224 @@
+"""The rows of a source table as COPY tuples, read through the binary protocol with the stream's kernels.
+
+The protocol carries floating point numbers exactly, so a row that is read here has the same bytes as one that came by the
+stream. Owns a prepared SELECT and the walk over its result; knows nothing of what the rows are for.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pymysql
+from numpy.typing import NDArray
+
+from replicator import decode
+from replicator.changes import ChangeBuffer
+from replicator.errors import SchemaChanged, SourceUnavailable, TableProblem
+from replicator.multiset import pack
+from replicator.packets import TICK_S, PacketBuffer
+from replicator.plan import Plans
+from replicator.read_view import ReadView
+from replicator.source import Source, SourceTable, error_for, wrap_errors
+from replicator.typemap import Column, Kind
+from replicator.values import finish_rows
+
+# MySQL internals, "Command Phase" and "Prepared Statements".
+_PREPARE, _EXECUTE = 0x16, 0x17
+_SILENCE_S = 600
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A value for a statement's placeholder.
+
+    Attributes:
+        type_code: of the protocol. unsigned: for integers.
+        value: as a binary result row has it, the length in front where its type has one.
+    """
+
+    type_code: int
+    value: bytes
+    unsigned: bool = False
+
+
+class PreparedSelect:
+    """A prepared statement that selects a table's columns.
+
+    Args:
+        connection: a connection that does nothing else.
+        text: the statement, with `?` for parameters.
+    """
+
+    def __init__(self, connection: pymysql.Connection[Any], text: str, what: str) -> None:
+        self._connection, self._what = connection, what
+        self._definitions: bytes | None = None
+        with wrap_errors(f"cannot read {what}"):
+            # Texts come as they are stored, and a slow reader is waited for. Rows of transactions that may still be rolled
+            # back must not be seen, whatever the server's default is.
+            connection.query("SET SESSION character_set_results = NULL, net_write_timeout = 3600")
+            connection.query("SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+            connection._execute_command(_PREPARE, text)
+            reply: Any = connection._read_packet()
+            self._statement, columns, parameters = struct.unpack_from("<IHH", reply.get_all_data(), 1)
+            for count in (parameters, columns):
+                for _ in range(count + 1 if count else 0):
+                    connection._read_packet()
+
+    def execute(self, parameters: Sequence[Parameter] = ()) -> PacketBuffer:
+        """Run it; the packets from its first row on.
+
+        Raises:
+            SourceUnavailable: the connection broke.
+            SchemaChanged: the columns are not those of the run before, because somebody altered the table.
+        """
+        # No cursor, one iteration.
+        body = struct.pack("<BIBI", _EXECUTE, self._statement, 0, 1)
+        if parameters:
+            body += bytes((len(parameters) + 7) // 8) + b"\1"
+            body += b"".join(struct.pack("<BB", each.type_code, 0x80 * each.unsigned) for each in parameters)
+            body += b"".join(each.value for each in parameters)
+        with wrap_errors(f"cannot read {self._what}"):
+            # From here on PyMySQL reads nothing until the result's end.
+            self._connection._write_bytes(len(body).to_bytes(3, "little") + b"\0" + body)
+        packets = PacketBuffer(self._connection._sock, _SILENCE_S)
+        head = packets.take_packet()
+        if head[0] == 0xFF:
+            raise _server_error(head, self._what)
+        # one byte, or two behind 0xFC: no table has more columns
+        columns = head[0] if head[0] < 0xFB else int.from_bytes(head[1:3], "little")
+        definitions = b"".join(packets.take_packet() for _ in range(columns))
+        packets.take_packet()
+        if self._definitions is not None and definitions != self._definitions:
+            raise SchemaChanged("the source's table was altered while it was read")
+        self._definitions = definitions
+        return packets
+
+
+class ResultReader:
+    """The rows of one table as COPY tuples, in blocks.
+
+    Args:
+        source: where to connect; a connection of its own is opened.
+        table: what to select.
+        seq: the last _seq given out.
+        view: what to read instead, on its own connection.
+    """
+
+    def __init__(self, source: Source, table: SourceTable, seq: int, view: ReadView | None = None) -> None:
+        self._connection = source.open() if view is None else view.connection
+        self._plans = Plans(source.charsets())
+        self._plan = self._plans.add(tuple(map(_as_selected, table.columns)), table.key, wanted=True, table=0)
+        self._changes = ChangeBuffer(seq)
+        self._table = table
+        self.raw_rows = 0
+
+    def close(self) -> None:
+        """Close the connection at once, in the middle of a result if need be."""
+        self._connection._force_close()
+
+    @property
+    def seq(self) -> int:
+        """The last _seq given out."""
+        return int(self._changes.state[decode.SEQ])
+
+    def blocks(self) -> Iterator[tuple[int, memoryview]]:
+        """How many rows, and their COPY tuples; none where nothing came for a while, so that the caller may look around.
+
+        Raises:
+            SourceUnavailable: the connection broke.
+            TableProblem: a row cannot be represented.
+        """
+        for block in self._walk(self._execute()):
+            if block is None:
+                yield 0, memoryview(b"")
+                continue
+            rows, out, raw = block
+            self.raw_rows += int(raw.sum())
+            if self._table.key:
+                target = np.empty(int(rows["image_bytes"].sum()), np.uint8)
+                decode.gather(np.arange(len(rows)), rows, out, target)
+                yield len(rows), target.data
+            else:
+                yield len(rows), pack(np.arange(len(rows)), rows, out, len(self._table.columns))
+
+    def _execute(self) -> PacketBuffer:
+        text = f"SELECT {select_list(self._table)} FROM {quote_table(self._table.name)}"  # noqa: S608 - identifiers only, quoted
+        return PreparedSelect(self._connection, text, self._table.name).execute()
+
+    def _walk(
+        self, packets: PacketBuffer, most_rows: int = 1 << 30
+    ) -> Iterator[tuple[NDArray[np.void], NDArray[np.uint8], NDArray[np.bool_]] | None]:
+        """The result's rows as changes with their bytes, and which have a _raw; None where nothing comes for a while.
+
+        The arrays are used again for the next block.
+        """
+        state, plans, changes = self._changes.state, self._plans, self._changes
+        plan = plans.plans[self._plan]
+        while True:
+            state[decode.AT] = packets.at
+            code = decode.consume_result(
+                packets.data, packets.end, state, self._plan, plan, plans.columns, plans.blob, plans.labels, changes.out,
+                changes.changes[:most_rows], changes.digits,
+            )  # fmt: skip
+            packets.at = int(state[decode.AT])
+            if code == decode.FULL and not changes.rows:
+                state[decode.EVENT_BYTES] = state[decode.WANTED_BYTES]
+                changes.grow()
+            elif code in (decode.FULL, decode.SERVER_EOF) and changes.rows:
+                rows = changes.changes[: changes.rows]
+                yield rows, *finish_rows(plans, rows, changes.out, is_result=True, reject=_refuse)
+                state[decode.CHANGES] = state[decode.OUT] = 0
+            elif code == decode.SERVER_EOF:
+                return
+            elif code == decode.NEED_DATA:
+                if not packets.read(TICK_S, int(state[decode.WANTED_BYTES])):
+                    yield None
+            elif code == decode.SPLIT:
+                state[decode.JOINED] = packets.join_packets()
+            else:
+                raise _server_error(packets.take_packet(), self._table.name)
+
+
+def _refuse(row: int, problem: TableProblem) -> None:
+    """A copy is whole or not there at all."""
+    raise problem
+
+
+def _as_selected(column: Column) -> Column:
+    """The column as the SELECT yields it: labels as text."""
+    return replace(column, kind=Kind.TEXT, charset="utf8mb4") if column.kind in (Kind.ENUM, Kind.SET) else column
+
+
+def select_list(table: SourceTable) -> str:
+    """The table's columns as they are selected."""
+    parts = []
+    for column in table.columns:
+        name = quote_name(column.name)
+        # The labels of information_schema have no characters beyond the basic plane; the server itself knows them all.
+        if column.kind in (Kind.ENUM, Kind.SET):
+            name = f"CONVERT({name} USING utf8mb4)"
+        elif column.kind in (Kind.UUID, Kind.INET):
+            name = f"CAST({name} AS BINARY({column.width}))"
+        parts.append(name)
+    return ", ".join(parts)
+
+
+def quote_name(name: str) -> str:
+    """A name as MySQL takes it, whatever is in it."""
+    return "`" + name.replace("`", "``") + "`"
+
+
+def quote_table(name: str) -> str:
+    """database.table, quoted."""
+    return ".".join(quote_name(part) for part in name.split(".", 1))
+
+
+def _server_error(packet: bytes, what: str) -> Exception:
+    if packet[:1] != b"\xff":
+        return SourceUnavailable("a result row is not as the protocol says")
+    text = packet[9:] if packet[3:4] == b"#" else packet[3:]
+    return error_for(int.from_bytes(packet[1:3], "little"), text.decode("utf-8", "replace"), f"reading {what}")
