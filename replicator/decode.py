@@ -115,8 +115,8 @@ AT, CHANGES, TRANSACTIONS, OUT, KEYS, IN_TRANSACTION, SEQ, LOG_POS, CHECKSUM, FI
 EVENT_AT, EVENT_BYTES, EVENT_TYPE, EVENT_TIME, WANTED_BYTES, PLAN_AT_FAULT, PENDING, JOINED = 10, 11, 12, 13, 14, 15, 16, 17
 # BARE: events follow each other without packets and checksums. HOLD: every event is for Python. COMMITS: commits so far.
 BARE, HOLD, COMMITS = 18, 19, 20
-# flags of the rows event at hand
-ROWS_FLAGS = 21
+# flags of the rows event at hand; where the last row of a result that was taken begins
+ROWS_FLAGS, ROW_AT = 21, 22
 STATE_CELLS = 24
 
 POSTGRES_EPOCH_S = 946_684_800
@@ -1433,8 +1433,76 @@ def consume_result(data, end, state, p, plan, columns, blob, labels, out, change
             _copy(out, o, data, row_at, stop - row_at)
             o += stop - row_at
         state[CHANGES], state[OUT], state[SEQ] = n + 1, o, seq
-        state[AT] = stop
+        state[AT], state[ROW_AT] = stop, row_at
         state[JOINED] = 0
+
+
+@njit(cache=True, inline="always", nogil=True)
+def _hash_bytes(data, at, size):
+    """FNV-1a over bytes, scrambled at the end; int64."""
+    h = np.uint64(0xCBF29CE484222325)
+    for k in range(at, at + size):
+        h = (h ^ np.uint64(data[k])) * np.uint64(0x100000001B3)
+    h = (h ^ (h >> np.uint64(33))) * np.uint64(0xFF51AFD7ED558CCD)
+    return np.int64(h ^ (h >> np.uint64(33)))
+
+
+@njit(cache=True, nogil=True)
+def index_tuples(changes, source, is_key, target, starts, seq_at, keys, key_starts, hashes):
+    """Copy the tuples of changes one after another, and note where their parts are.
+
+    Args:
+        changes: (n,) CHANGE. source: uint8, what they point into. is_key: (c,) uint8, for each column of the source.
+        target, keys: uint8, written: the tuples, and their key fields; each as large as all tuples together.
+        starts, key_starts: (n + 1,) int64, written: where each begins in target and in keys, and where the last one ends.
+        seq_at, hashes: (n,) int64, written: where the value of _seq is in target; the hash of the key fields.
+    """
+    target, keys, source = _bare(target), _bare(keys), _bare(source)
+    o = np.int64(0)
+    k = np.int64(0)
+    for n in range(changes.shape[0]):
+        change = changes[n]
+        size = np.int64(change.image_bytes)
+        _copy(target, o, source, change.image, size)
+        starts[n], key_starts[n] = o, k
+        at = o + 2
+        for i in range(is_key.shape[0]):
+            field_bytes = _big(target, at, 4)
+            end = at + 4 + (field_bytes if field_bytes != 0xFFFFFFFF else 0)
+            if is_key[i]:
+                _copy(keys, k, target, at, end - at)
+                k += end - at
+            at = end
+        seq_at[n] = at + 4
+        hashes[n] = _hash_bytes(keys, key_starts[n], k - key_starts[n])
+        o += size
+    starts[changes.shape[0]], key_starts[changes.shape[0]] = o, k
+
+
+@njit(cache=True, nogil=True)
+def number_tuples(tuples, seq_at, first):
+    """Write the numbers from `first` on as the tuples' _seq, modified in place; seq_at as index_tuples gives it."""
+    for n in range(seq_at.shape[0]):
+        _put(tuples, seq_at[n], first + n, 8)
+
+
+@njit(cache=True, nogil=True)
+def index_keys(entries, source, keys, key_starts, hashes):
+    """Copy the keys of folded changes one after another, with their hashes.
+
+    Args:
+        entries: (n,) ENTRY. source: uint8, what they point into.
+        keys, key_starts, hashes: written; see index_tuples.
+    """
+    keys, source = _bare(keys), _bare(source)
+    k = np.int64(0)
+    for n in range(entries.shape[0]):
+        entry = entries[n]
+        size = np.int64(entry.key_bytes)
+        _copy(keys, k, source, entry.key, size)
+        key_starts[n], hashes[n] = k, _hash_bytes(keys, k, size)
+        k += size
+    key_starts[entries.shape[0]] = k
 
 
 @njit(cache=True, nogil=True)

@@ -108,10 +108,12 @@ class ResultReader:
         view: what to read instead, on its own connection.
     """
 
+    _last_row = b""
+
     def __init__(self, source: Source, table: SourceTable, seq: int, view: ReadView | None = None) -> None:
         self._connection = source.open() if view is None else view.connection
         self._plans = Plans(source.charsets())
-        self._plan = self._plans.add(tuple(map(_as_selected, table.columns)), table.key, wanted=True, table=0)
+        self._plan = self._plans.add(tuple(map(as_selected, table.columns)), table.key, wanted=True, table=0)
         self._changes = ChangeBuffer(seq)
         self._table = table
         self.raw_rows = 0
@@ -158,6 +160,7 @@ class ResultReader:
         """
         state, plans, changes = self._changes.state, self._plans, self._changes
         plan = plans.plans[self._plan]
+        seen = 0
         while True:
             state[decode.AT] = packets.at
             code = decode.consume_result(
@@ -165,13 +168,16 @@ class ResultReader:
                 changes.changes[:most_rows], changes.digits,
             )  # fmt: skip
             packets.at = int(state[decode.AT])
+            if changes.rows > seen:
+                seen = changes.rows
+                self._last_row = packets.data[int(state[decode.ROW_AT]) : packets.at].tobytes()
             if code == decode.FULL and not changes.rows:
                 state[decode.EVENT_BYTES] = state[decode.WANTED_BYTES]
                 changes.grow()
             elif code in (decode.FULL, decode.SERVER_EOF) and changes.rows:
                 rows = changes.changes[: changes.rows]
                 yield rows, *finish_rows(plans, rows, changes.out, is_result=True, reject=_refuse)
-                state[decode.CHANGES] = state[decode.OUT] = 0
+                seen = state[decode.CHANGES] = state[decode.OUT] = 0
             elif code == decode.SERVER_EOF:
                 return
             elif code == decode.NEED_DATA:
@@ -188,7 +194,12 @@ def _refuse(row: int, problem: TableProblem) -> None:
     raise problem
 
 
-def _as_selected(column: Column) -> Column:
+def limit_parameter(rows: int) -> Parameter:
+    """A number of rows for LIMIT."""
+    return Parameter(8, rows.to_bytes(8, "little"), unsigned=True)
+
+
+def as_selected(column: Column) -> Column:
     """The column as the SELECT yields it: labels as text."""
     return replace(column, kind=Kind.TEXT, charset="utf8mb4") if column.kind in (Kind.ENUM, Kind.SET) else column
 

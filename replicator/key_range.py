@@ -1,0 +1,181 @@
+"""Ranges of a source table's keys, read page by page without locks: rows as COPY tuples, with their keys.
+
+Owns the paging and the waiting until a read cannot miss what the stream has brought already. Writes nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from replicator import decode
+from replicator.changes import ChangeBuffer
+from replicator.errors import SchemaChanged, SourceUnavailable
+from replicator.key_order import Key, KeyOrder
+from replicator.plan import Plans
+from replicator.position import GtidSet, Position, file_number
+from replicator.result import PreparedSelect, ResultReader, as_selected, limit_parameter, quote_table, select_list
+from replicator.source import Source, SourceTable, wrap_errors
+
+_LOOK_S = 0.01
+_LONGEST_WAIT_S = 60
+# Without GTIDs nothing says what a read sees: a transaction is in the binlog a little before its rows can be read.
+_SETTLED_S = 2.0
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some rows of a range, in key order.
+
+    Attributes:
+        tuples: uint8, their COPY tuples one after another. starts: (n + 1,) int64, where each begins, and the end.
+        seq_at: (n,) int64, where in tuples the value of _seq is; see decode.number_tuples.
+        keys: uint8, their key fields as COPY has them. key_starts: (n + 1,) int64. hashes: (n,) int64, of the key fields.
+        raw_rows: how many have a _raw.
+        last: the last row's key; reading goes on behind it.
+    """
+
+    tuples: NDArray[np.uint8]
+    starts: NDArray[np.int64]
+    seq_at: NDArray[np.int64]
+    keys: NDArray[np.uint8]
+    key_starts: NDArray[np.int64]
+    hashes: NDArray[np.int64]
+    raw_rows: int
+    last: Key
+
+    @property
+    def rows(self) -> int:
+        """How many rows."""
+        return len(self.seq_at)
+
+
+class RangeReader(ResultReader):
+    """Reads ranges of one table.
+
+    Args:
+        source: for questions; a connection of its own is opened for the rows.
+        table: as the source describes it now.
+        order: of its key.
+        block_rows: how many rows a block has at most; it also ends after about a megabyte.
+        should_stop: asked while nothing comes; reading ends early where it is true.
+
+    Raises:
+        SourceUnavailable: the connection broke.
+        SchemaChanged: the table is no longer as described.
+        TableProblem: a row cannot be represented.
+    """
+
+    def __init__(
+        self, source: Source, table: SourceTable, order: KeyOrder, block_rows: int = 1 << 30,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> None:  # fmt: skip
+        self._source, self._table, self._order = source, table, order
+        self._block_rows, self._should_stop = block_rows, should_stop
+        self._columns = tuple(map(as_selected, table.columns))
+        self._is_key = np.array([i in table.key for i in range(len(table.columns))], np.uint8)
+        self._plans = Plans(source.charsets())
+        self._plan = self._plans.add(self._columns, table.key, wanted=True, table=0)
+        self._changes = ChangeBuffer(0)
+        self.raw_rows = 0
+        self._selects: dict[tuple[int, int, str], PreparedSelect] = {}
+        self._is_described = False
+        self._mariadb = source.flavor == "mariadb"
+        self._connection = source.open()
+        with wrap_errors("cannot prepare to read"):
+            self._connection.query("SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+
+    def read(self, after: Key, upto: Key, limit: int, *, inclusive: bool = False) -> Iterator[Block]:
+        """Up to `limit` rows of the keys behind `after` and not behind `upto`, in one SELECT.
+
+        Args:
+            after, upto: a key, its first values, or () for the table's beginning and end.
+            inclusive: rows with the key `after` belong to it.
+        """
+        if not self._order.is_faithful(self._source, after):
+            raise SourceUnavailable(f"a key of {self._table.name} does not come back from the server as it was handed over")
+        sign = ">=" if inclusive else ">"
+        select = self._selects.get((len(after), len(upto), sign))
+        if select is None:
+            select = PreparedSelect(self._connection, self._text(len(after), len(upto), sign), self._table.name)
+            self._selects[len(after), len(upto), sign] = select
+        parameters = [*self._order.parameters(after), *self._order.parameters(upto)]
+        packets = select.execute([*parameters, limit_parameter(limit)])
+        self._check_described()
+        for found in self._walk(packets, self._block_rows):
+            if found is not None:
+                yield self._block(*found)
+            if self._should_stop():
+                return
+        # A transaction that stays open would keep the table from being altered.
+        with wrap_errors("cannot end a read"):
+            self._connection.query("COMMIT")
+
+    def _text(self, after: int, upto: int, sign: str) -> str:
+        conditions = [self._order.condition(after, sign)] if after else []
+        if upto:
+            conditions.append(self._order.condition(upto, "<="))
+        where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
+        force = " FORCE INDEX (PRIMARY)" if self._order.is_primary else ""
+        return (
+            f"SELECT {select_list(self._table)} FROM {quote_table(self._table.name)}{force}{where}"  # noqa: S608 - quoted
+            f" ORDER BY {self._order.order_by} LIMIT ?"
+        )
+
+    def _check_described(self) -> None:
+        """The result's columns are those of the description, or were altered in between and this time it is seen."""
+        if not self._is_described:
+            if self._source.describe(self._table.name) != self._table:
+                raise SchemaChanged("the source's table was altered while its copy began")
+            self._is_described = True
+
+    def _block(self, rows: NDArray[np.void], out: NDArray[np.uint8], raw: NDArray[np.bool_]) -> Block:
+        count, size = len(rows), int(rows["image_bytes"].sum())
+        tuples, keys = np.empty(size, np.uint8), np.empty(size, np.uint8)
+        starts, key_starts = np.empty(count + 1, np.int64), np.empty(count + 1, np.int64)
+        seq_at, hashes = np.empty(count, np.int64), np.empty(count, np.int64)
+        decode.index_tuples(rows, out, self._is_key, tuples, starts, seq_at, keys, key_starts, hashes)
+        last = self._order.take(self._last_row, self._columns)
+        return Block(tuples, starts, seq_at, keys[: key_starts[-1]].copy(), key_starts, hashes, int(raw.sum()), last)
+
+    # ------------------------------------------------------------------------------------------------ what a read sees
+    def wait_until_visible(self, position: Position, noted_at: float) -> None:
+        """Return once the next read sees every transaction up to a position of this server's binlog.
+
+        A transaction is in the binlog, and may come by the stream, before its rows can be read. MySQL takes it into
+        gtid_executed after that; MariaDB says for a consistent snapshot where in the binlog it stands, and keeps the two
+        together. A MySQL server without GTIDs says nothing: there the position must be a few seconds old.
+
+        Args:
+            noted_at: when the position was reached, in time.monotonic() seconds.
+
+        Raises:
+            SourceUnavailable: it takes too long.
+        """
+        deadline = time.monotonic() + _LONGEST_WAIT_S
+        while not self._sees(position, noted_at):
+            if time.monotonic() > deadline:
+                raise SourceUnavailable("the source does not show what is in its binlog", position=position)
+            time.sleep(_LOOK_S)
+
+    def _sees(self, position: Position, noted_at: float) -> bool:
+        if self._mariadb:
+            with wrap_errors("cannot begin a consistent snapshot"), self._connection.cursor() as cursor:
+                cursor.execute("COMMIT")
+                cursor.execute("START TRANSACTION WITH CONSISTENT SNAPSHOT")
+                cursor.execute("SHOW STATUS LIKE 'binlog_snapshot_%'")
+                found = {str(name).lower(): value for name, value in cursor.fetchall()}
+            file, pos = _text(found["binlog_snapshot_file"]), int(_text(found["binlog_snapshot_position"]))
+            return (file_number(file), pos) >= (file_number(position.file), position.pos)
+        if isinstance(position.gtids, GtidSet):
+            executed = GtidSet.parse(str(self._source.query("SELECT @@global.gtid_executed")[0][0]))
+            return executed.covers(position.gtids)
+        return time.monotonic() - noted_at > _SETTLED_S
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value
