@@ -45,7 +45,7 @@ def check(args: argparse.Namespace, settings: Settings) -> None:
     from replicator.check import find_problems, refuse_if_fatal
     from replicator.source import Source
 
-    source = Source(settings.source)
+    source = Source(settings.source, settings.warehouse.place)
     try:
         with connect(settings.warehouse, "check") as conn:
             findings = find_problems(source, conn, settings)

@@ -274,7 +274,7 @@ class Applier:
             QUERIES["write_checkpoint"],
             {
                 "source": self.registry.name, "identity": self.identity, "file": position.file, "pos": position.pos, "seq": seq,
-                "gtid_set": None if position.gtids is None else str(position.gtids),
+                "gtid_set": None if position.gtids is None else str(position.gtids), "last_gtid": position.last,
                 "committed_at": None if commit_us is None else instant(commit_us),
             },
         )  # fmt: skip

@@ -6,6 +6,7 @@ Only asks; changes nothing. Each finding names the statement that mends it.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -51,7 +52,7 @@ def find_problems(source: Source, conn: Connection, settings: Settings) -> list[
         SourceUnavailable, SourceRefused: the source cannot be asked at all.
     """
     variables = source.variables()
-    findings = [*_check_binlog(source, variables), *_check_rights(source, settings), *_check_server_id(source, settings)]
+    findings = [*_check_binlog(source, variables), *_check_rights(source, settings), *check_server_id(source, settings)]
     findings += _check_tables(source, settings)
     findings += _check_warehouse(conn, settings)
     return sorted(findings, key=lambda finding: finding.severity != "fatal")
@@ -132,25 +133,40 @@ def _grants(source: Source) -> tuple[str, str, list[str]]:
     return user, account, [str(row[0]).upper() for row in source.query("SHOW GRANTS")]
 
 
-def _check_server_id(source: Source, settings: Settings) -> Iterator[Finding]:
+def check_server_id(source: Source, settings: Settings) -> Iterator[Finding]:
+    """Whether the id is the server's own, or another replica's that is connected now."""
     wanted = settings.source.server_id
     if int(source.query("SELECT @@server_id")[0][0]) == wanted:
         yield Finding(
             "fatal", f"source.server_id {wanted} is the source's own", "Set source.server_id to a number that is free."
         )
         return
-    try:
-        replicas = source.query("SHOW SLAVE HOSTS" if source.flavor == "mariadb" else "SHOW REPLICAS")
-    except SourceRefused:
-        # Without the right to list replicas, which _check_rights reports, a collision shows as a broken connection.
-        return
-    taken = [row for row in replicas if int(row[0]) == wanted and str(row[1]) != "tailrace"]
-    if taken:
+    taken = _find_namesake(source, wanted)
+    if taken is not None:
+        # It may be what is left of a process that ended just now; the server notices with its next heartbeat.
+        time.sleep(min(source.settings.heartbeat_s, 5) + 0.5)
+        taken = _find_namesake(source, wanted)
+    if taken is not None:
         yield Finding(
             "fatal",
-            f"source.server_id {wanted} is taken by the replica {taken[0][1]}",
+            f"source.server_id {wanted} is taken by the replica {taken}",
             "Set source.server_id to a number that is free.",
         )
+
+
+def _find_namesake(source: Source, server_id: int) -> str | None:
+    """Another replica of the server with this id; None where there is none, or the right to list replicas is missing."""
+    mariadb = source.flavor == "mariadb"
+    try:
+        replicas = source.query("SHOW SLAVE HOSTS" if mariadb else "SHOW REPLICAS")
+    except SourceRefused:
+        # _check_rights reports it.
+        return None
+    for row in replicas:
+        own = row[1] == source.replica_name if mariadb else row[4] == source.replica_uuid
+        if int(row[0]) == server_id and not own:
+            return str(row[1])
+    return None
 
 
 def _check_tables(source: Source, settings: Settings) -> Iterator[Finding]:

@@ -46,7 +46,8 @@ def open_dump(source: Source, position: Position, silence_s: float) -> BinLogStr
         blocking=True,
         slave_heartbeat=source.settings.heartbeat_s,
         filter_non_implemented_events=False,
-        report_slave="tailrace",
+        report_slave=source.replica_name,
+        slave_uuid=source.replica_uuid,
         enable_logging=False,
         **start,
     )

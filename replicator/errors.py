@@ -22,7 +22,11 @@ class PreflightFailed(OperatorNeeded):
 
 
 class PositionLost(OperatorNeeded):
-    """The position that the mirror stands at cannot be read from this server: purged, reset, or another server."""
+    """The position that the mirror stands at cannot be read from any server: purged, reset, or another history."""
+
+
+class ServerIdTaken(OperatorNeeded):
+    """Another replica of the server has the same id, and the server ended the connection in its favour."""
 
 
 class StreamBroken(OperatorNeeded):

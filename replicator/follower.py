@@ -12,8 +12,10 @@ import structlog
 
 from replicator.apply import Applier
 from replicator.changes import Batch
+from replicator.checkpoint import write_head
 from replicator.ddl import follow_statement
 from replicator.items import Item, Statement
+from replicator.lineage import is_whole_head
 from replicator.mirror import QUERIES, MirrorTable
 from replicator.position import Position
 from replicator.prefetch import Prefetch
@@ -27,6 +29,7 @@ from warehouse.service import Progress, Stop
 log = structlog.get_logger()
 
 REPORT_S = 10
+HEAD_S = 10
 
 
 class Follower:
@@ -39,6 +42,7 @@ class Follower:
         self.source, self.conn, self.registry, self.applier = source, conn, registry, applier
         self.position, self.seq, self.stop, self.progress = position, seq, stop, progress
         self.saved = True
+        self._head, self._head_at = ("", ""), 0.0
         self._commit_us: int | None = None
         self._heard_noted_at = self._reported_at = 0.0
         self._rows = self._transactions = 0
@@ -106,6 +110,15 @@ class Follower:
         self.progress.note()
         with wrap_errors():
             self.conn.execute(QUERIES["note_heard"], {"source": self.registry.name, "silent_s": now - self._stream.heard_at})
+
+    def note_head(self, now: float) -> None:
+        """Remember the head of the binlog file at hand, once it is whole; only then a reset to the same numbers shows."""
+        file, (known, head) = self.position.file, self._head
+        is_known = file == known and (is_whole_head(head) or now < self._head_at + HEAD_S)
+        if is_known or not self.saved or self.applier.is_open:
+            return
+        found = write_head(self.conn, self.registry.name, self.source, self.applier.identity, file)
+        self._head, self._head_at = (file, found or ""), now
 
     def save(self) -> None:
         """Commit the position, if it or a table's state is not yet committed."""

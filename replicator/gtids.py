@@ -20,7 +20,7 @@ from replicator.errors import StreamBroken, UnsupportedEvent
 from replicator.position import GtidSet
 
 _COM_BINLOG_DUMP, _COM_BINLOG_DUMP_GTID = 0x12, 0x1E
-_THROUGH_GTID = 0x04
+_NON_BLOCKING, _THROUGH_GTID = 0x01, 0x04
 _TAGGED = 1
 
 
@@ -124,12 +124,11 @@ def encode_gtids(gtids: GtidSet) -> bytes:
     return b"".join(parts)
 
 
-def dump_command(server_id: int, gtids: GtidSet) -> bytes:
-    """The packet that asks for everything that is not in a set."""
+def dump_command(server_id: int, gtids: GtidSet, *, waits: bool = True) -> bytes:
+    """The packet that asks for everything that is not in a set; waits: for new events at the end, too."""
     encoded = encode_gtids(gtids)
-    body = (
-        struct.pack("<BHII", _COM_BINLOG_DUMP_GTID, _THROUGH_GTID, server_id, 0) + struct.pack("<QI", 4, len(encoded)) + encoded
-    )
+    flags = _THROUGH_GTID if waits else _THROUGH_GTID | _NON_BLOCKING
+    body = struct.pack("<BHII", _COM_BINLOG_DUMP_GTID, flags, server_id, 0) + struct.pack("<QI", 4, len(encoded)) + encoded
     return struct.pack("<I", len(body)) + body
 
 

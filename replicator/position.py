@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, Self
 
 Flavor = Literal["mysql", "mariadb"]
@@ -62,6 +62,18 @@ class GtidSet:
         for origin, first, last in runs:
             found.setdefault(origin, []).append((first, last))
         return type(self)._of(found)
+
+    def minus(self, other: GtidSet) -> Self:
+        """Return the transactions of this set that are not in other."""
+        found: dict[str, list[Range]] = {}
+        taken = dict(other.ranges)
+        for origin, ranges in self.ranges:
+            left = list(ranges)
+            for low, high in taken.get(origin, ()):
+                pieces = [((first, min(last, low - 1)), (max(first, high + 1), last)) for first, last in left]
+                left = [piece for pair in pieces for piece in pair if piece[0] <= piece[1]]
+            found[origin] = left
+        return type(self)._of({origin: ranges for origin, ranges in found.items() if ranges})
 
     def covers(self, other: GtidSet) -> bool:
         """True where every transaction of other is in this set."""
@@ -127,11 +139,13 @@ class Position:
     Attributes:
         file, pos: the binlog file and the offset in it, bytes.
         gtids: all transactions up to here; None where the source runs without GTIDs.
+        last: the GTID of the last of them, where it is known.
     """
 
     file: str
     pos: int
     gtids: GtidSet | MariaDbGtids | None = None
+    last: str | None = field(default=None, compare=False)
 
     def covers(self, other: Position) -> bool:
         """True where nothing before other is missing here. Files are compared by their number."""
@@ -143,7 +157,14 @@ class Position:
 
     def moved(self, file: str, pos: int, runs: Iterable[tuple[str, int, int]] = ()) -> Position:
         """The position after some more transactions."""
-        return replace(self, file=file, pos=pos, gtids=None if self.gtids is None else self.gtids.add(runs))
+        if self.gtids is None:
+            return replace(self, file=file, pos=pos)
+        runs = list(runs)
+        last = self.last
+        if runs:
+            joint = ":" if isinstance(self.gtids, GtidSet) else "-"
+            last = f"{runs[-1][0]}{joint}{runs[-1][2]}"
+        return replace(self, file=file, pos=pos, gtids=self.gtids.add(runs), last=last)
 
     def __str__(self) -> str:
         place = f"{self.file}:{self.pos}"

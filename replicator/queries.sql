@@ -1,16 +1,16 @@
 -- The replicator's static SQL. Each statement begins with a line that names it.
 
 -- name: read_source
-SELECT flavor, pause_requested FROM warehouse.sources WHERE source = %(source)s
+SELECT flavor, server FROM warehouse.sources WHERE source = %(source)s
 
 -- name: register_source
 WITH known AS (
     UPDATE warehouse.sources SET flavor = %(flavor)s, server_version = %(version)s, heartbeat_s = %(heartbeat_s)s,
-        binlog_expire_s = %(expire_s)s, state = 'Starting', reason = NULL
+        binlog_expire_s = %(expire_s)s, server = %(server)s, state = 'Starting', reason = NULL
     WHERE source = %(source)s RETURNING source
 )
-INSERT INTO warehouse.sources (source, flavor, server_version, state, heartbeat_s, binlog_expire_s)
-SELECT %(source)s, %(flavor)s, %(version)s, 'Starting', %(heartbeat_s)s, %(expire_s)s
+INSERT INTO warehouse.sources (source, flavor, server_version, state, heartbeat_s, binlog_expire_s, server)
+SELECT %(source)s, %(flavor)s, %(version)s, 'Starting', %(heartbeat_s)s, %(expire_s)s, %(server)s
 WHERE NOT EXISTS (SELECT FROM known)
 
 -- name: set_source_state
@@ -22,7 +22,7 @@ UPDATE warehouse.sources SET heard_at = clock_timestamp() - make_interval(secs =
 WHERE source = %(source)s
 
 -- name: read_checkpoint
-SELECT server_identity, gtid_set, file, pos, seq FROM warehouse.checkpoint WHERE source = %(source)s
+SELECT server_identity, gtid_set, file, pos, seq, last_gtid, binlog_head FROM warehouse.checkpoint WHERE source = %(source)s
 
 -- name: create_checkpoint
 INSERT INTO warehouse.checkpoint (source, server_identity, gtid_set, file, pos)
@@ -31,13 +31,55 @@ VALUES (%(source)s, %(identity)s, %(gtid_set)s, %(file)s, %(pos)s)
 -- name: write_checkpoint
 WITH moved AS (
     UPDATE warehouse.checkpoint
-    SET server_identity = %(identity)s, gtid_set = %(gtid_set)s, file = %(file)s, pos = %(pos)s, seq = %(seq)s,
+    SET binlog_head = CASE WHEN server_identity = %(identity)s AND file = %(file)s THEN binlog_head END,
+        server_identity = %(identity)s, gtid_set = %(gtid_set)s, file = %(file)s, pos = %(pos)s, seq = %(seq)s,
+        last_gtid = %(last_gtid)s,
         committed_at = coalesce(%(committed_at)s, committed_at), applied_at = clock_timestamp()
     WHERE source = %(source)s
 )
 UPDATE warehouse.sources SET heard_at = clock_timestamp(),
     lag_ms = greatest(0, extract(epoch FROM clock_timestamp() - coalesce(%(committed_at)s, clock_timestamp())) * 1000)
 WHERE source = %(source)s
+
+-- name: write_head
+UPDATE warehouse.checkpoint SET binlog_head = %(head)s
+WHERE source = %(source)s AND file = %(file)s AND server_identity = %(identity)s
+
+-- name: read_restart
+SELECT resync_requested, resync_tables FROM warehouse.sources WHERE source = %(source)s
+
+-- name: move_checkpoint
+UPDATE warehouse.checkpoint
+SET server_identity = %(identity)s, gtid_set = %(gtid_set)s, file = %(file)s, pos = %(pos)s, last_gtid = NULL,
+    binlog_head = NULL, applied_at = clock_timestamp()
+WHERE source = %(source)s
+
+-- name: forget_events
+WITH prepared AS (
+    DELETE FROM warehouse.prepared_transactions WHERE source = %(source)s
+)
+UPDATE warehouse.quarantine SET state = 'Retried', reason = reason || ' (the source was begun anew since)'
+WHERE source = %(source)s AND table_name IS NULL
+
+-- name: request_copies
+UPDATE warehouse.tables SET resync_requested = true, held_state = NULL, state = 'ResyncRequired', reason = %(reason)s
+WHERE source = %(source)s AND (state <> 'DroppedSource' OR table_name = ANY (%(present)s))
+    AND (%(tables)s::text[] IS NULL OR table_name = ANY (%(tables)s) OR mirror = ANY (%(tables)s))
+
+-- name: leave_tables
+UPDATE warehouse.tables SET held_state = NULL, state = 'Failed', reason = %(reason)s
+WHERE source = %(source)s AND state IN ('Synced', 'Snapshotting', 'ResyncRequired') AND NOT resync_requested
+
+-- name: end_restart
+UPDATE warehouse.sources SET resync_requested = false, resync_tables = NULL WHERE source = %(source)s
+
+-- name: hold_tables
+UPDATE warehouse.tables SET held_state = state, state = 'ResyncRequired', reason = %(reason)s
+WHERE source = %(source)s AND state IN ('Synced', 'Snapshotting') AND held_state IS NULL
+
+-- name: release_tables
+UPDATE warehouse.tables SET state = held_state, reason = NULL, held_state = NULL
+WHERE source = %(source)s AND held_state IS NOT NULL
 
 -- name: write_seq
 UPDATE warehouse.checkpoint SET seq = greatest(seq, %(seq)s) WHERE source = %(source)s
@@ -82,7 +124,7 @@ UPDATE warehouse.tables SET state = 'Synced', reason = NULL, consistent_from = N
 WHERE source = %(source)s AND table_name = %(table)s
 
 -- name: read_requests
-SELECT s.pause_requested, array(
+SELECT s.pause_requested, s.resync_requested, array(
     SELECT table_name FROM warehouse.tables t WHERE t.source = s.source AND t.resync_requested ORDER BY table_name)
 FROM warehouse.sources s WHERE s.source = %(source)s
 

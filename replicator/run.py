@@ -5,22 +5,24 @@ Owns the order of things. Each item of the stream is taken in follower.py.
 
 from __future__ import annotations
 
+import math
 import time
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import structlog
 
 from replicator.apply import Applier
 from replicator.check import find_problems, refuse_if_fatal
-from replicator.errors import UnsupportedEvent
+from replicator.checkpoint import begin, begin_anew, hold_tables, read_checkpoint, read_restart, release_tables
+from replicator.errors import PositionLost, UnsupportedEvent
 from replicator.follower import Follower
 from replicator.mirror import QUERIES
-from replicator.position import Position, parse_gtids
+from replicator.position import Position
 from replicator.prefetch import Prefetch
 from replicator.prepared import read_prepared
 from replicator.quarantine import hold_event, read_skipped, retry_rows
 from replicator.schema import Registry
+from replicator.servers import Checkpoint, choose_server
 from replicator.snapshot import Interrupted
 from replicator.source import Source
 from replicator.stream import Stream
@@ -35,13 +37,6 @@ log = structlog.get_logger()
 Outcome = Literal["done", "again"]
 
 REQUESTS_S = 0.5
-
-
-@dataclass
-class _Checkpoint:
-    position: Position
-    seq: int
-    identity: str
 
 
 class Replication:
@@ -63,7 +58,7 @@ class Replication:
         Raises:
             TailraceError: any; whether the same may be tried again is said by its class.
         """
-        source = Source(self.settings.source)
+        source = Source(self.settings.source, self.settings.warehouse.place)
         conn = connect(self.settings.warehouse, f"replicator {self.name}")
         try:
             with wrap_errors():
@@ -75,6 +70,9 @@ class Replication:
             # There may be no table to note it in.
             raise
         except OperatorNeeded as error:
+            # One that lost the lock meanwhile must not speak for the one that has it now.
+            with wrap_errors():
+                conn.execute("SELECT 1")
             self._note_failure(error)
             raise
         finally:
@@ -100,6 +98,8 @@ class Replication:
         """Show in warehouse.status why the source stands still, over a fresh connection."""
         with connect(self.settings.warehouse, "replicator") as conn, wrap_errors():
             conn.execute(QUERIES["set_source_state"], self._state("Failed", str(error)))
+            if isinstance(error, PositionLost):
+                hold_tables(conn, self.name, error)
             if isinstance(error, UnsupportedEvent):
                 place, kind = str(error.context.get("position")), error.context.get("event_type")
                 hold_event(conn, self.name, place, kind, error.message, error.raw)
@@ -108,13 +108,14 @@ class Replication:
         return {"source": self.name, "state": state, "reason": reason}
 
     def _run(self, source: Source, conn: Connection, progress: Progress) -> Outcome:
+        checkpoint = self._choose_server(source, conn)
         # First, so that whatever is in the way shows in warehouse.status.
         self._register(source, conn)
         refuse_if_fatal(find_problems(source, conn, self.settings))
-        checkpoint = self._load_checkpoint(source, conn)
+        checkpoint = checkpoint or begin(conn, self.name, source)
         registry = Registry(source, self.name, self.settings.source.tables)
         registry.load(conn)
-        applier = Applier(conn, registry, checkpoint.identity)
+        applier = Applier(conn, registry, source.identity())
         target = source.position() if self.until_caught_up else None
         state = Follower(source, conn, registry, applier, checkpoint.position, checkpoint.seq, self.stop, progress)
         try:
@@ -144,39 +145,31 @@ class Replication:
         expire_s = int(float(variables.get("binlog_expire_logs_seconds", "0") or 0))
         facts = {
             "source": self.name, "flavor": source.flavor, "version": source.version, "expire_s": expire_s or None,
-            "heartbeat_s": self.settings.source.heartbeat_s,
+            "heartbeat_s": self.settings.source.heartbeat_s, "server": source.server_name,
         }  # fmt: skip
         with wrap_errors():
             conn.execute(QUERIES["register_source"], facts)
 
-    def _load_checkpoint(self, source: Source, conn: Connection) -> _Checkpoint:
-        """The position to go on from; on the first run the source's current one.
+    def _choose_server(self, source: Source, conn: Connection) -> Checkpoint | None:
+        """Settle on a server, and on the position to go on from; None on the first run.
 
         Raises:
-            PositionLost: the source cannot go on from the saved one.
+            PositionLost: no server can go on from the saved one, and nobody asked to begin anew.
         """
-        identity = source.identity()
         with wrap_errors():
-            row = conn.execute(QUERIES["read_checkpoint"], {"source": self.name}).fetchone()
-        if row is None:
-            position = source.position()
-            gtid_set = None if position.gtids is None else str(position.gtids)
-            facts = {
-                "source": self.name,
-                "identity": identity,
-                "gtid_set": gtid_set,
-                "file": position.file,
-                "pos": position.pos,
-            }
-            with wrap_errors():
-                conn.execute(QUERIES["create_checkpoint"], facts)
-            log.info("first run", source=self.name, position=str(position))
-            return _Checkpoint(position, 0, identity)
-        saved_identity, gtid_set, file, pos, seq = row
-        gtids = None if gtid_set is None else parse_gtids(gtid_set, source.flavor)
-        position = Position(file, int(pos), gtids)
-        source.check_position(position, saved_identity)
-        return _Checkpoint(position, int(seq), identity)
+            row = conn.execute(QUERIES["read_source"], {"source": self.name}).fetchone()
+        flavor, last_server = row or (None, None)
+        checkpoint = read_checkpoint(conn, self.name, flavor) if flavor else None
+        if checkpoint is None:
+            choose_server(source, None, last_server)
+            return None
+        asked = read_restart(conn, self.name)
+        if asked is not None:
+            choose_server(source, None, last_server)
+            return begin_anew(conn, self.name, source, checkpoint.seq, asked)
+        choose_server(source, checkpoint, last_server)
+        release_tables(conn, self.name)
+        return checkpoint
 
     def _follow(self, work: Follower, target: Position | None) -> Outcome:
         """Apply what the stream brings; "again" where it must be opened anew after a pause."""
@@ -192,8 +185,10 @@ class Replication:
             with wrap_errors():
                 work.conn.execute(QUERIES["set_source_state"], self._state("Streaming"))
             saved_at = asked_at = time.monotonic()
+            work.note_head(saved_at)
             for item in ahead.items():
                 now = time.monotonic()
+                work.note_head(now)
                 work.take(item, save=now - saved_at > self.settings.replicator.checkpoint_idle_s or target is not None)
                 if work.saved:
                     saved_at = now
@@ -210,13 +205,17 @@ class Replication:
                         break
             work.applier.abandon()
             work.save()
+            work.note_head(math.inf)
             return "done"
         finally:
             ahead.close()
 
     def _heed_requests(self, work: Follower) -> Outcome | None:
         """Look for what was asked in SQL: a pause, a copy; None where the stream just goes on."""
-        pause, names = self._read_requests(work.conn)
+        pause, anew, names = self._read_requests(work.conn)
+        if anew:
+            work.save()
+            return "again"
         for name in names:
             table = work.registry.tables.get(name)
             if table is not None:
@@ -225,13 +224,13 @@ class Replication:
         work.copy_requested()
         return self._pause(work) if pause else None
 
-    def _read_requests(self, conn: Connection) -> tuple[bool, list[str]]:
-        """Whether a pause is asked for, and of which tables a copy."""
+    def _read_requests(self, conn: Connection) -> tuple[bool, bool, list[str]]:
+        """Whether a pause is asked for, whether to begin anew, and of which tables a copy."""
         with wrap_errors():
             row = conn.execute(QUERIES["read_requests"], {"source": self.name}).fetchone()
         if row is None:
             raise OperatorNeeded(f"source {self.name} was removed from warehouse.sources while it was replicated")
-        return bool(row[0]), list(row[1])
+        return bool(row[0]), bool(row[1]), list(row[2])
 
     def _pause(self, work: Follower) -> Outcome:
         """Hold still until somebody resumes; the source has given up on the stream by then."""
@@ -239,10 +238,9 @@ class Replication:
         with wrap_errors():
             work.conn.execute(QUERIES["set_source_state"], self._state("Paused", "asked for by warehouse.pause"))
         log.info("paused", source=self.name)
-        paused = True
-        while paused and not self.stop.wait(REQUESTS_S):
+        while not self.stop.wait(REQUESTS_S):
             work.progress.note()
-            with wrap_errors():
-                row = work.conn.execute(QUERIES["read_requests"], {"source": self.name}).fetchone()
-            paused = bool(row and row[0])
-        return "done" if paused else "again"
+            pause, anew, _ = self._read_requests(work.conn)
+            if anew or not pause:
+                return "again"
+        return "done"

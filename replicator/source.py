@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import ssl
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,8 +17,8 @@ import pymysql
 import pymysql.cursors
 
 from replicator.charsets import Charsets
-from replicator.errors import PositionLost, SourceRefused, SourceUnavailable
-from replicator.position import Flavor, GtidSet, MariaDbGtids, Position, parse_gtids
+from replicator.errors import PositionLost, ServerIdTaken, SourceRefused, SourceUnavailable
+from replicator.position import Flavor, GtidSet, Position, parse_gtids
 from replicator.typemap import BINARY, INET_WIDTHS, KINDS, UUID_WIDTH, Column, Kind
 from warehouse.errors import TailraceError
 from warehouse.settings import SourceSettings
@@ -27,6 +28,7 @@ _REFUSED = frozenset({1044, 1045, 1049, 1129, 1130, 1142, 1143, 1227, 1370, 1698
 _LOST = frozenset({1236})
 _PARSE_ERROR = 1064
 
+LOST_HINT = "The mirror stays readable. SELECT resync_source(...) begins anew; first see operations.md, 'PositionLost'."
 _OLD_LAYOUT = "/* mariadb-5.3 */"
 _OLD_KINDS = {Kind.TIME: Kind.OLD_TIME, Kind.DATETIME: Kind.OLD_DATETIME, Kind.TIMESTAMP: Kind.OLD_TIMESTAMP}
 _LABEL = re.compile(r"'((?:[^']|'')*)'")
@@ -64,27 +66,56 @@ def wrap_errors(what: str) -> Iterator[None]:
 
 def error_for(number: int, text: str, what: str) -> TailraceError:
     """The error for a number and text of the server."""
+    if number in _LOST and "same server_uuid/server_id" in text:
+        return ServerIdTaken(f"{what}: {text}", hint="Set source.server_id to a number that no other replica has.")
     if number in _LOST:
-        return PositionLost(f"{what}: {text}", hint="The position is not in the server's binlog any more; see operations.md.")
+        return PositionLost(f"{what}: {text}", hint=LOST_HINT)
     if number in _REFUSED:
         return SourceRefused(f"{what}: {text}", hint="`replicator check` prints the grants that are needed.", error=number)
     return SourceUnavailable(f"{what}: {text}", error=number or None)
 
 
 class Source:
-    """A connection for questions, opened when first needed and again after it broke."""
+    """A connection for questions, opened when first needed and again after it broke.
 
-    def __init__(self, settings: SourceSettings) -> None:
-        self.settings = settings
+    Attributes:
+        server: host and port of the server that is asked and read; one of settings.servers.
+        reader: what this replica calls itself at the server; see `replica_uuid`.
+    """
+
+    def __init__(self, settings: SourceSettings, reader: str = "") -> None:
+        self.settings, self.reader = settings, reader
+        self.server = settings.servers[0]
         self._connection: pymysql.Connection[Any] | None = None
         self._charsets: Charsets | None = None
+
+    @property
+    def server_name(self) -> str:
+        """The server as people read it."""
+        return f"{self.server[0]}:{self.server[1]}"
+
+    def use(self, server: tuple[str, int]) -> None:
+        """Ask and read this server from now on."""
+        if server != self.server:
+            self.close()
+            self.server = server
+
+    @property
+    def replica_uuid(self) -> str:
+        """The same for every run of one replicator, so that the server ends what is left of a former connection of it."""
+        return str(uuid.uuid5(uuid.NAMESPACE_DNS, f"tailrace {self.reader} {self.settings.name}"))
+
+    @property
+    def replica_name(self) -> str:
+        """The host name under which the server lists this replica; MariaDB knows no uuids."""
+        return f"tailrace-{self.replica_uuid[:8]}"
 
     def connection_arguments(self) -> dict[str, Any]:
         """PyMySQL's arguments; they hold the password."""
         settings = self.settings
         arguments: dict[str, Any] = {
-            "host": settings.host,
-            "port": settings.port,
+            "host": self.server[0],
+            "port": self.server[1],
             "user": settings.user,
             "password": settings.read_password(),
             "connect_timeout": max(1, round(settings.connect_timeout_s)),
@@ -105,7 +136,7 @@ class Source:
         Raises:
             SourceUnavailable, SourceRefused: it cannot be had.
         """
-        with wrap_errors(f"cannot connect to {self.settings.host}:{self.settings.port}"):
+        with wrap_errors(f"cannot connect to {self.server_name}"):
             connection = pymysql.connect(**self.connection_arguments(), read_timeout=60, write_timeout=60)
             # What the server was told to do for everybody must not pad, cut or stop what is read here.
             connection.query(
@@ -179,44 +210,8 @@ class Source:
             return self.query("SHOW BINARY LOG STATUS")
         return self.query("SHOW MASTER STATUS")
 
-    def check_position(self, position: Position, identity: str) -> None:
-        """See whether the stream can go on from here on this server.
-
-        Raises:
-            PositionLost: the server's history is another one, or it no longer has what is missing here.
-        """
-        hint = "The mirror stays readable. See operations.md, 'PositionLost'."
-        if isinstance(position.gtids, GtidSet):
-            executed, purged = self.query("SELECT @@global.gtid_executed, @@global.gtid_purged")[0]
-            if not GtidSet.parse(executed).covers(position.gtids):
-                raise PositionLost(
-                    "the source lacks transactions that the mirror has: it was reset, restored or replaced", hint=hint
-                )
-            if not position.gtids.covers(GtidSet.parse(purged)):
-                raise PositionLost("the source has purged transactions that the mirror still needs", hint=hint)
-        if position.gtids is not None:
-            if self.identity() == identity:
-                self._check_file(position, hint)
-            return
-        now = self.identity()
-        if now != identity:
-            raise PositionLost(f"the source is another server than before: {now}, not {identity}", hint=hint)
-        if position.pos > self._binlog_sizes().get(position.file, -1):
-            raise PositionLost(f"the source has no {position.file} up to {position.pos}", hint=hint)
-
-    def _check_file(self, position: Position, hint: str) -> None:
-        """On the same server file and offset must agree with the GTIDs: after a reset the numbers begin again."""
-        size = self._binlog_sizes().get(position.file)
-        agrees = size is None or position.pos <= size
-        if agrees and size is not None and isinstance(position.gtids, MariaDbGtids):
-            text = self.query("SELECT BINLOG_GTID_POS(%s, %s)", (position.file, position.pos))[0][0]
-            found = {domain: rest for domain, *rest in MariaDbGtids.parse(str(text or "")).last}
-            # NULL: no transaction ends at this offset.
-            agrees = text is not None and all(found.get(domain, rest) == rest for domain, *rest in position.gtids.last)
-        if not agrees:
-            raise PositionLost("the source's binlog was reset: the same numbers mean other transactions now", hint=hint)
-
-    def _binlog_sizes(self) -> Mapping[str, int]:
+    def binlog_sizes(self) -> Mapping[str, int]:
+        """The bytes of every binlog file that the server has."""
         return {str(row[0]): int(row[1]) for row in self.query("SHOW BINARY LOGS")}
 
     def charsets(self) -> Charsets:

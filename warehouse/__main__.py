@@ -55,6 +55,10 @@ def build_parser() -> argparse.ArgumentParser:
     verb = add("resync", "copy a table afresh from its source")
     verb.add_argument("table", metavar="TABLE", help="database.table")
 
+    verb = add("resync-source", "begin anew at a source's present position, and copy its tables afresh")
+    verb.add_argument("source", nargs="?", metavar="SOURCE", help="default: source.name of the settings")
+    verb.add_argument("--tables", nargs="+", metavar="TABLE", help="database.table; default: all")
+
     verb = add("wait-for", "wait until the mirror holds these transactions; exit 75 if it does not in time")
     verb.add_argument("gtid_set", metavar="GTID_SET", help="as @@gtid_executed of MySQL or @@gtid_binlog_pos of MariaDB")
     verb.add_argument("--source", default=None, help="default: source.name of the settings")
@@ -154,6 +158,17 @@ def run_request(args: argparse.Namespace, settings: Settings) -> None:
         sys.stdout.write(f"{args.verb} of {argument} requested\n")
 
 
+def run_resync_source(args: argparse.Namespace, settings: Settings) -> None:
+    """Call the SQL function of the same name."""
+    source = args.source or settings.source.name
+    with connect(settings.warehouse, "resync-source") as conn:
+        call_verb(conn, "resync_source", source, args.tables)
+    if args.json:
+        print_json({"requested": args.verb, "of": source, "tables": args.tables})
+    else:
+        sys.stdout.write(f"resync-source of {source} requested; a replicator that stopped does it when it is started\n")
+
+
 def run_wait_for(args: argparse.Namespace, settings: Settings) -> None:
     """Return once the mirror holds the transactions."""
     source = args.source or settings.source.name
@@ -173,6 +188,7 @@ HANDLERS = {
     "pause": run_request,
     "resume": run_request,
     "resync": run_request,
+    "resync-source": run_resync_source,
     "wait-for": run_wait_for,
 }
 

@@ -20,9 +20,12 @@ from warehouse.errors import SettingsError
 ENV_PREFIX = "TAILRACE__"
 DEFAULT_FILE = "pipeline.toml"
 
+_LISTS = ("tables", "hosts")
+
 Port = Annotated[int, Field(ge=1, le=65535)]
 Identifier = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
 TablePattern = Annotated[str, Field(pattern=r"^[^.\s]+\.[^.]+$")]
+HostName = Annotated[str, Field(pattern=r"^([^\s:,\[\]]+|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?$")]
 
 
 class Section(BaseModel):
@@ -72,6 +75,11 @@ class SourceSettings(Login):
 
     name: Identifier = Field(default="plant", description="the source's name in warehouse.sources")
     port: Port = 3306
+    hosts: tuple[HostName, ...] = Field(
+        default=(),
+        description="several servers of one replication set, HOST or HOST:PORT, in place of host: the first that has all that"
+        " the mirror has is read, and after it fails the next",
+    )
     user: str = Field(default="tailrace", min_length=1)
     tables: tuple[TablePattern, ...] = Field(
         default=("plant.asset_readings_%",),
@@ -95,6 +103,18 @@ class SourceSettings(Login):
         description="how often the idle server says that it lives; three missed end the connection",
     )
 
+    @property
+    def servers(self) -> tuple[tuple[str, int], ...]:
+        """Host and port of every server, in the order in which they are tried."""
+        return tuple(_split_host(name, self.port) for name in self.hosts) or ((self.host, self.port),)
+
+
+def _split_host(name: str, port: int) -> tuple[str, int]:
+    host, colon, given = name.rpartition(":")
+    if not colon or name.endswith("]"):
+        host, given = name, ""
+    return host.strip("[]"), int(given) if given else port
+
 
 class WarehouseSettings(Login):
     """The Postgres server that holds the mirror, the views and the scores."""
@@ -104,6 +124,11 @@ class WarehouseSettings(Login):
     dbname: str = Field(default="warehouse", min_length=1, max_length=63)
     sslmode: Literal["disable", "prefer", "require", "verify-ca", "verify-full"] = "prefer"
     sslrootcert: Path | None = None
+
+    @property
+    def place(self) -> str:
+        """Server and database."""
+        return f"{self.host}:{self.port}/{self.dbname}"
 
 
 class ReplicatorSettings(Section):
@@ -237,7 +262,7 @@ def _lay_over(given: dict[str, Any], name: str, value: str) -> None:
     target = given.setdefault(section, {})
     if not isinstance(target, dict):
         raise SettingsError(f"{name}: {section} cannot be set from the environment", hint="Write it into the settings file.")
-    wants_list = key == "tables" and section == "source"
+    wants_list = section == "source" and key in _LISTS
     target[key] = [part.strip() for part in value.split(",") if part.strip()] if wants_list else value
 
 

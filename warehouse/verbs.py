@@ -5,6 +5,9 @@ Owns the call and what its refusals mean. The functions themselves stand in the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import LiteralString
+
 import psycopg
 from psycopg import sql
 
@@ -12,18 +15,18 @@ from warehouse.db import Connection, wrap_errors
 from warehouse.errors import SchemaOutdated, SettingsError
 
 
-def call_verb(conn: Connection, function: str, *arguments: str | int) -> object:
+def call_verb(conn: Connection, function: str, *arguments: str | int | Sequence[str] | None) -> object:
     """Call warehouse.FUNCTION and give what it returns.
 
     Args:
-        arguments: numbers, or text, of which the third one is an interval.
+        arguments: numbers, lists of texts, or text, of which the third one is an interval.
 
     Raises:
         SettingsError: an argument names nothing that there is.
         SchemaOutdated: the warehouse has not been migrated.
     """
-    types = ["int8" if isinstance(each, int) else "interval" if i == 2 else "text" for i, each in enumerate(arguments)]
-    places = sql.SQL(", ").join([sql.SQL("%s::{}").format(sql.Identifier(name)) for name in types])
+    types = [_type_of(each, i) for i, each in enumerate(arguments)]
+    places = sql.SQL(", ").join([sql.SQL("%s::{}").format(sql.SQL(name)) for name in types])
     try:
         with wrap_errors():
             row = conn.execute(
@@ -35,3 +38,11 @@ def call_verb(conn: Connection, function: str, *arguments: str | int) -> object:
     except (psycopg.errors.UndefinedFunction, psycopg.errors.InvalidSchemaName) as error:
         raise SchemaOutdated("the warehouse has no schema of Tailrace yet", hint="Run: warehouse migrate") from error
     return None if row is None else row[0]
+
+
+def _type_of(argument: object, place: int) -> LiteralString:
+    if isinstance(argument, int):
+        return "int8"
+    if argument is None or isinstance(argument, list | tuple):
+        return "text[]"
+    return "interval" if place == 2 else "text"

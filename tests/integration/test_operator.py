@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from replicator.check import check_server_id
+from replicator.source import Source
 from tests.fixtures.pipeline import SOURCE, Pipeline, make_pipeline
 from tests.fixtures.servers import Database, MakeServer, SourceDatabase, make_source_database
 
@@ -338,6 +340,15 @@ def test_check_finds_a_server_id_that_is_taken(pipeline: Pipeline) -> None:
     done = pipeline.run("replicator", "check")
     assert done.returncode == 3
     assert f"server_id {own}" in done.stdout
+    # Another pipeline that follows the same server under this id; what it calls itself comes from its warehouse.
+    pipeline.configure(source={"server_id": 123_456})
+    with pipeline.following():
+        settings = pipeline.settings
+        other = Source(settings.source, "elsewhere")
+        found = list(check_server_id(other, settings))
+        other.close()
+        assert ["123456" in finding.what for finding in found] == [True]
+        assert pipeline.run("replicator", "check").returncode == 0
 
 
 def test_check_warns_of_a_short_binlog(own_mysql: Pipeline) -> None:

@@ -91,3 +91,27 @@ def test_moving_a_position() -> None:
     moved = position.moved("binlog.000002", 99, [(A, 2, 3)])
     assert str(moved) == f"binlog.000002:99 {A}:1-3"
     assert Position("binlog.000001", 4).moved("binlog.000002", 5, [(A, 1, 1)]) == Position("binlog.000002", 5)
+
+
+@pytest.mark.parametrize(
+    ("gone", "left"),
+    [
+        (f"{A}:1-5,{B}:7", ""),
+        (f"{A}:3", f"{A}:1-2:4-5,{B}:7"),
+        (f"{A}:2:4-9,{B}:1-6", f"{A}:1:3,{B}:7"),
+        (f"{A}:tag:1-9", f"{A}:1-5,{B}:7"),
+        ("", f"{A}:1-5,{B}:7"),
+    ],
+)
+def test_what_is_left_of_a_set(gone: str, left: str) -> None:
+    """The difference of two sets."""
+    assert str(GtidSet.parse(f"{A}:1-5,{B}:7").minus(GtidSet.parse(gone))) == left
+
+
+def test_the_last_transaction_is_known() -> None:
+    """A position knows which transaction was the last, and keeps knowing it where it moves without one."""
+    position = Position("binlog.000001", 4, GtidSet.parse(f"{A}:1-5"))
+    moved = position.moved("binlog.000001", 90, [(B, 1, 1), (A, 6, 8)]).moved("binlog.000002", 4)
+    assert moved.last == f"{A}:8"
+    assert moved == Position("binlog.000002", 4, GtidSet.parse(f"{A}:1-8,{B}:1"))
+    assert Position("b.1", 4, MariaDbGtids()).moved("b.1", 9, [("0-1", 3, 5)]).last == "0-1-5"
