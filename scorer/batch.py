@@ -6,47 +6,33 @@ keeps two scorers from writing the same batch. Never trains, never loops over or
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from psycopg import sql
 
-from scorer.arrays import Float8Array, Int4Array, Int8Array, parse_vectors
-from scorer.forest import RandomCutForest
-from scorer.incidents import Incident, Row, follow_rows
-from scorer.models import QUERIES, Mirror, Model, as_number
+from scorer.arrays import Float8Array, Int4Array, parse_vectors
+from scorer.errors import StateBehind
+from scorer.fill import compose_fill, compose_neighbours, freeze
+from scorer.judge import REASONS, FollowingJudge, PlainJudge, Rows, Verdicts
+from scorer.models import QUERIES, Mirror, Model
+from scorer.results import Batch, follow_incidents, notify, write_anomalies
 from warehouse.db import Connection, wrap_errors
 
 Floats = NDArray[np.float64]
 
-PAYLOAD_BYTES = 7900  # Postgres takes less than 8000
 BATCH_BYTES = 256 << 20
 
 
-@dataclass
-class Batch:
-    """What one batch did.
-
-    Attributes:
-        more: whether it was cut off at its size, so that there may be more.
-        rows, deletes, anomalies, cleared: how many.
-        opened: incidents that were opened.
-    """
-
-    more: bool = False
-    rows: int = 0
-    deletes: int = 0
-    anomalies: int = 0
-    cleared: int = 0
-    opened: list[Incident] = field(default_factory=list)
-
-
-def score_batch(conn: Connection, model: Model, forest: RandomCutForest, mirrors: Sequence[Mirror], batch_rows: int) -> Batch:
+def score_batch(
+    conn: Connection,
+    model: Model,
+    judge: PlainJudge | FollowingJudge,
+    mirrors: Sequence[Mirror],
+    batch_rows: int,
+    checkpoint_rows: int,
+) -> Batch:
     """Score the next rows of one source's tables in `_seq` order and commit the outcome.
 
     Deletions come first: the score of a row that the source deleted is removed, its open anomaly becomes source_deleted.
@@ -56,17 +42,21 @@ def score_batch(conn: Connection, model: Model, forest: RandomCutForest, mirrors
     Args:
         conn: in autocommit mode, with the arrays registered and the temporary table of `prepare_batches`.
         model: READY.
-        forest: its forest.
+        judge: of this version. One that follows the rows has taken in those of this batch afterwards: where an error comes out
+            of here, it is of no use any more and has to be read again.
         mirrors: tables of one source that the model can score, each with a watermark.
         batch_rows: about how many rows at most; rows of one `_seq` are never torn apart.
+        checkpoint_rows: rows after which a judge that follows them is saved.
 
     Raises:
         WarehouseBusy: the version was retired or another scorer was at work; nothing was written.
+        StateBehind: another scorer has taken in rows that this judge does not know.
     """
     limit = max(1, min(batch_rows, BATCH_BYTES // (32 + 12 * len(model.features))))
     batch = Batch()
     names = [mirror.name for mirror in mirrors]
     values: dict[str, Any] = model.key | {"relations": names, "source": mirrors[0].source, "limit": limit}
+    taken = False
     with wrap_errors(model=model.name), conn.transaction():
         conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         if conn.execute(QUERIES["lock_model"], values).rowcount != 1:
@@ -76,11 +66,34 @@ def score_batch(conn: Connection, model: Model, forest: RandomCutForest, mirrors
             return batch
         emptied = _follow_deletes(conn, batch, values, mirrors, min(seq for _, seq in watermarks.values()))
         if not batch.more:
-            emptied |= _score_rows(conn, batch, values, model, forest, mirrors, {name: watermarks[name][0] for name in names})
+            seqs = {f"seq_{i}": watermarks[mirror.name][0] for i, mirror in enumerate(mirrors)}
+            frozen = tuple(map(freeze, mirrors))
+            fill = compose_fill(model.features, model.entity, model.order, frozen)
+            batch.rows = conn.execute(fill, values | seqs).rowcount
+            batch.more = batch.rows >= limit
+        if batch.rows:
+            row = conn.execute(QUERIES["read_batch"], binary=True).fetchone()
+            assert row is not None, "an aggregate yields a row"
+            _, newest, committed_at, packed = row
+            rows = Rows(parse_vectors(packed, len(model.features)))
+            if isinstance(judge, PlainJudge):
+                verdicts, again = judge.judge(rows), None
+            else:
+                again = _read_company(conn, values, model, rows)
+                verdicts = judge.judge(rows, lambda n: _read_neighbours(conn, model, mirrors, judge, n))
+                taken = _keep_state(conn, values, judge, rows, again, checkpoint_rows)
+            emptied |= _write(conn, batch, values | {"seq": newest}, model, rows.features, verdicts, again)
+            conn.execute(
+                QUERIES["advance_watermarks"], values | {"seq": newest, "deleted_seq": 0, "committed_at": committed_at}
+            )
         if emptied:
-            conn.execute(QUERIES["close_emptied_incidents"], {"incidents": sorted(emptied)})
-        if batch.anomalies or batch.cleared:
-            conn.execute(QUERIES["notify"], {"payload": make_payload(model, batch)})
+            closed = conn.execute(QUERIES["close_emptied_incidents"], {"incidents": sorted(emptied)}).fetchall()
+            batch.closed += [number for (number,) in closed]
+        notify(conn, model, batch)
+    if taken and isinstance(judge, FollowingJudge):
+        judge.batch += 1
+        if judge.rows_since >= checkpoint_rows:
+            judge.rows_since = 0
     return batch
 
 
@@ -109,202 +122,96 @@ def _follow_deletes(
     return set(incidents)
 
 
-def _score_rows(
+def _read_company(conn: Connection, values: dict[str, Any], model: Model, rows: Rows) -> NDArray[np.bool_]:
+    """Fill in whose the batch's rows are, their order, and which were scored before; returns the last."""
+    found = conn.execute(QUERIES["read_company"], values).fetchone()
+    assert found is not None, "an aggregate yields a row"
+    entities, order, numbers = found
+    again = np.zeros(len(rows.features), np.bool_)
+    again[np.array(numbers, np.int64) - 1] = True
+    rows.again = again
+    if model.entity is not None:
+        rows.entities = entities
+    if model.order is not None:
+        # A row without an order value comes before all others: it is late.
+        rows.order = np.array([-np.inf if value is None else value for value in order], np.float64)
+    return again
+
+
+def _read_neighbours(conn: Connection, model: Model, mirrors: Sequence[Mirror], judge: FollowingJudge, number: int) -> Rows:
+    """The rows of the entity before a row of the batch that make its shingle whole."""
+    assert judge.detector.shingler is not None, "only shingles have neighbours"
+    row = conn.execute(QUERIES["read_place"], {"n": number + 1}).fetchone()
+    assert row is not None, "the row is in the batch"
+    entity, order_value, seq = row
+    before = seq if model.order is None else order_value
+    statement = compose_neighbours(model.features, model.entity, model.order, tuple(map(freeze, mirrors)))
+    given = {"entity": entity, "before": before, "count": judge.detector.shingler.size - 1}
+    found = conn.execute(statement, given).fetchall()
+    return Rows(np.array([features for (features,) in found], np.float64).reshape(-1, len(model.features)))
+
+
+def _keep_state(
+    conn: Connection,
+    values: dict[str, Any],
+    judge: FollowingJudge,
+    rows: Rows,
+    again: NDArray[np.bool_],
+    checkpoint_rows: int,
+) -> bool:
+    """Write what a restart needs to bring the judge to where it is; whether it took in anything."""
+    new = np.flatnonzero(~again)
+    if not len(new):
+        return False
+    given = values | {"batch": judge.batch + 1}
+    if conn.execute(QUERIES["advance_state"], given).rowcount != 1:
+        raise StateBehind("another scorer has gone on with this model", **{key: values[key] for key in ("model", "version")})
+    if judge.rows_since >= checkpoint_rows:
+        conn.execute(QUERIES["write_state"], given | {"state": judge.detector.to_bytes()})
+        conn.execute(QUERIES["forget_learned"], given)
+        return True
+    taken = rows.take(new)
+    conn.execute(
+        QUERIES["write_learned"],
+        given
+        | {
+            "rows": len(new),
+            "features": taken.features.astype("<f8").tobytes(),
+            "entities": None if taken.entities is None else list(taken.entities),
+            "order_values": None if taken.order is None else taken.order.astype("<f8").tobytes(),
+        },
+    )
+    return True
+
+
+def _write(
     conn: Connection,
     batch: Batch,
     values: dict[str, Any],
     model: Model,
-    forest: RandomCutForest,
-    mirrors: Sequence[Mirror],
-    watermarks: dict[str, int],
-) -> set[int]:
-    """Score rows past the watermarks; returns incidents that may be empty now."""
-    assert model.scaler is not None and model.threshold is not None and model.expected is not None, (
-        "a READY version was trained"
-    )
-    seqs = {f"seq_{i}": watermarks[mirror.name] for i, mirror in enumerate(mirrors)}
-    filled = conn.execute(compose_fill(model.features, model.entity, model.order, tuple(map(_freeze, mirrors))), values | seqs)
-    batch.rows = filled.rowcount
-    if not batch.rows:
-        return set()
-    batch.more = batch.rows >= values["limit"]
-    row = conn.execute(QUERIES["read_batch"], binary=True).fetchone()
-    assert row is not None, "an aggregate yields a row"
-    _, newest, committed_at, packed = row
-    rows = parse_vectors(packed, len(model.features))
-    scaled = model.scaler.transform(rows)
-    scores = forest.score_samples(scaled)
-    values |= {"scores": Float8Array(scores), "threshold": model.threshold.value, "seq": newest}
-    written = conn.execute(QUERIES["write_scores"], values).fetchone()
-    assert written is not None, "an aggregate yields a row"
-    _, cleared, emptied = written
-    batch.cleared += cleared
-    abnormal = np.flatnonzero(scores > model.threshold.value)
-    incidents = _follow_incidents(conn, batch, values, model, scores, abnormal)
-    if len(abnormal):
-        _write_anomalies(conn, values, model, forest, rows[abnormal], scaled[abnormal], scores[abnormal], abnormal, incidents)
-        batch.anomalies = len(abnormal)
-    conn.execute(QUERIES["advance_watermarks"], values | {"deleted_seq": 0, "committed_at": committed_at})
-    return set(emptied)
-
-
-_Frozen = tuple[str, str, tuple[tuple[str, str], ...], tuple[str, ...]]
-
-
-def _freeze(mirror: Mirror) -> _Frozen:
-    return mirror.schema, mirror.table, tuple(sorted(mirror.columns.items())), mirror.key_columns
-
-
-@lru_cache(maxsize=256)
-def compose_fill(
-    features: tuple[str, ...], entity: str | None, order: str | None, mirrors: tuple[_Frozen, ...]
-) -> sql.Composed:
-    """The statement that puts the next rows of all tables, merged by `_seq`, into the batch."""
-    parts = []
-    for i, (schema, table, column_types, key_columns) in enumerate(mirrors):
-        types = dict(column_types)
-        vector = sql.SQL(", ").join(
-            sql.SQL("coalesce({}, 'NaN')").format(as_number(sql.Identifier("m", feature), types[feature]))
-            for feature in features
-        )
-        key = sql.SQL(", ").join(
-            sql.SQL("{}, {}").format(sql.Literal(column), sql.Identifier("m", column)) for column in key_columns
-        )
-        parts.append(
-            sql.SQL(
-                "(SELECT {relation}::text AS relation, m._seq AS seq, jsonb_build_object({key}) AS row_key,"
-                " {entity} AS entity, {order} AS order_value, {committed} AS committed_at,"
-                " ARRAY[{vector}]::float8[] AS features"
-                " FROM {table} AS m WHERE m._seq > {seq} ORDER BY m._seq FETCH FIRST %(limit)s ROWS WITH TIES)"
-            ).format(
-                relation=sql.Literal(f"{schema}.{table}"),
-                key=key,
-                entity=sql.SQL("''")
-                if entity is None
-                else sql.SQL("coalesce({}::text, '')").format(sql.Identifier("m", entity)),
-                order=sql.SQL("NULL::float8") if order is None else as_number(sql.Identifier("m", order), types[order]),
-                committed=sql.SQL("m._committed_at" if "_committed_at" in types else "NULL::timestamptz"),
-                vector=vector,
-                table=sql.Identifier(schema, table),
-                seq=sql.Placeholder(f"seq_{i}"),
-            )
-        )
-    return sql.SQL(
-        "INSERT INTO pg_temp.batch (n, relation, seq, row_key, entity, order_value, committed_at, features)"
-        " SELECT row_number() OVER (ORDER BY seq, relation, row_key), relation, seq, row_key, entity, order_value,"
-        " committed_at, features"
-        " FROM (SELECT * FROM ({}) AS candidates ORDER BY seq FETCH FIRST %(limit)s ROWS WITH TIES) AS next_rows"
-    ).format(sql.SQL(" UNION ALL ").join(parts))
-
-
-def _follow_incidents(
-    conn: Connection, batch: Batch, values: dict[str, Any], model: Model, scores: Floats, abnormal: NDArray[np.intp]
-) -> list[int]:
-    """Open, continue and close incidents; returns the id of each abnormal row's incident."""
-    known = {row[1]: Incident(*row) for row in conn.execute(QUERIES["read_open_incidents"], values).fetchall()}
-    if not known and not len(abnormal):
-        return []
-    found = conn.execute(QUERIES["read_batch_rows"], {"entities": list(known), "abnormal": Int4Array(abnormal + 1)}).fetchall()
-    assert model.threshold is not None, "a READY version was trained"
-    rows = (Row(entity, seq, order_value, float(scores[n - 1])) for n, entity, seq, order_value in found)
-    changed, of_anomalies = follow_rows(known, rows, model.threshold.value, model.parameters["close_after_rows"])
-    batch.opened = [incident for incident in changed if incident.id is None]
-    ids = conn.execute(QUERIES["reserve_incidents"], {"count": len(batch.opened)}).fetchall()
-    for incident, (number,) in zip(batch.opened, ids, strict=True):
-        incident.id = number
-    if changed:
-        conn.execute(QUERIES["write_incidents"], values | _as_columns(changed))
-    return [incident.id for incident in of_anomalies if incident.id is not None]
-
-
-def _as_columns(incidents: Sequence[Incident]) -> dict[str, Any]:
-    def whole(name: str) -> Int8Array:
-        return Int8Array(np.array([getattr(incident, name) for incident in incidents], np.int64))
-
-    def real(name: str) -> Float8Array:
-        return Float8Array(np.array([getattr(incident, name) for incident in incidents], np.float64))
-
-    return {
-        "ids": whole("id"),
-        "entities": [incident.entity for incident in incidents],
-        "first_seqs": whole("first_seq"),
-        "last_seqs": whole("last_seq"),
-        "first_orders": real("first_order_value"),
-        "last_orders": real("last_order_value"),
-        "anomalies": whole("anomalies"),
-        "ordinary_rows": whole("ordinary_rows"),
-        "peaks": real("peak_score"),
-        "closed": whole("closed"),
-    }
-
-
-def _write_anomalies(
-    conn: Connection,
-    values: dict[str, Any],
-    model: Model,
-    forest: RandomCutForest,
     rows: Floats,
-    scaled: Floats,
-    scores: Floats,
-    abnormal: NDArray[np.intp],
-    incidents: Sequence[int],
-) -> None:
-    """Write the anomalies and, for each, what every feature contributed."""
-    assert model.threshold is not None and model.expected is not None, "a READY version was trained"
-    high, low = forest.explain(scaled)
-    directions = np.where(high.sum(axis=1) >= low.sum(axis=1), "high", "low").tolist()
-    placed = conn.execute(
-        QUERIES["write_anomalies"],
-        values
-        | {
-            "rows": Int4Array(abnormal + 1),
-            "scores": Float8Array(scores),
-            "grades": Float8Array(model.threshold.grade(scores)),
-            "directions": directions,
-            "incidents": Int8Array(np.array(incidents, np.int64)),
-        },
-    ).fetchall()
-    ids = np.array([anomaly for _, anomaly in placed], np.int64)
-    attribution = high + low
-    # Ties go to the column that the model names first.
-    ranks = np.argsort(np.argsort(-attribution, axis=1, kind="stable"), axis=1) + 1
-    at, feature = np.nonzero(attribution > 0)
-    conn.execute(QUERIES["clear_features"], {"anomalies": Int8Array(ids)})
-    conn.execute(
-        QUERIES["write_features"],
-        {
-            "names": list(model.features),
-            "anomalies": Int8Array(ids[at]),
-            "features": Int4Array(feature + 1),
-            "ranks": Int4Array(ranks[at, feature]),
-            "attributions": Float8Array(attribution[at, feature]),
-            "highs": Int4Array((high >= low)[at, feature]),
-            "values": Float8Array(rows[at, feature]),
-            "expected": Float8Array(model.expected[feature]),
-        },
-    )
-
-
-def make_payload(model: Model, batch: Batch) -> str:
-    """The JSON text of NOTIFY anomalies: counts, and the incidents that were opened, worst first, as many as fit."""
-    body: dict[str, Any] = {
-        "model": model.name,
-        "version": model.version,
-        "anomalies": batch.anomalies,
-        "cleared": batch.cleared,
-        "incidents_opened": len(batch.opened),
-        "incidents": [],
-    }
-    room = PAYLOAD_BYTES - len(json.dumps(body))
-    for incident in sorted(batch.opened, key=lambda incident: -incident.peak_score):
-        item = {
-            "id": incident.id,
-            "entity": incident.entity,
-            "score": incident.peak_score,
-            "order_value": incident.first_order_value,
-        }
-        room -= len(json.dumps(item)) + 2
-        if room < 0:
-            break
-        body["incidents"].append(item)
-    return json.dumps(body)
+    verdicts: Verdicts,
+    again: NDArray[np.bool_] | None,
+) -> set[int]:
+    """Write scores, incidents and anomalies; returns incidents that may be empty now."""
+    given = values | {"scores": Float8Array(verdicts.scores), "reasons": None, "names": list(REASONS[1:])}
+    if verdicts.reasons.any():
+        given["reasons"] = Int4Array(verdicts.reasons)
+    # Of a plain forest, the statement itself sees which rows were there before and are ordinary now.
+    given["threshold"] = verdicts.thresholds[0] if again is None else float("-inf")
+    written = conn.execute(QUERIES["write_scores"], given).fetchone()
+    assert written is not None, "an aggregate yields a row"
+    cleared, emptied = written
+    if again is not None:
+        ordinary = again.copy()
+        ordinary[verdicts.abnormal] = False
+        if ordinary.any():
+            found = conn.execute(QUERIES["clear_rows"], values | {"rows": Int4Array(np.flatnonzero(ordinary) + 1)}).fetchone()
+            assert found is not None, "an aggregate yields a row"
+            cleared, emptied = found
+    batch.cleared += cleared
+    incidents = follow_incidents(conn, batch, values, model, verdicts)
+    if len(verdicts.abnormal):
+        write_anomalies(conn, values, model, rows, verdicts, incidents)
+        batch.anomalies = len(verdicts.abnormal)
+    return set(emptied)

@@ -5,7 +5,7 @@ Owns the classes of the forest, its state and its features; the root and the exi
 
 from __future__ import annotations
 
-from warehouse.errors import TailraceError
+from warehouse.errors import TailraceError, WarehouseBusy
 
 
 class BadParameter(TailraceError):
@@ -34,6 +34,10 @@ class ModelUnknown(TailraceError):
     """A model or version that is not there, or not in the state that is asked for."""
 
     exit_code = 3
+
+
+class StateBehind(WarehouseBusy):
+    """Another scorer has committed rows that the forest in memory has not seen; it has to be read again."""
 
 
 class TrainingFailed(TailraceError):

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from scorer.errors import BadRows, ModelUnknown
-from scorer.models import Model, as_number, check_mirror, read_forest, read_mirrors
+from scorer.errors import BadRows
+from scorer.judge import PlainJudge
+from scorer.models import Model, as_number, check_mirror, read_judge, read_mirrors
 from warehouse.db import Connection, wrap_errors
 
 Subject = dict[str, Any] | list[float | None]
@@ -51,26 +52,35 @@ def explain_row(conn: Connection, model: Model, subject: Subject) -> dict[str, A
     Raises:
         BadRows: no such row, or not as many values as the model has features.
     """
-    if model.scaler is None or model.threshold is None or model.expected is None:
-        raise ModelUnknown(f"model {model} was not trained yet", hint="SELECT name, state, reason FROM scorer.model_info")
-    values = read_row(conn, model, subject) if isinstance(subject, dict) else np.array(subject, np.float64)
+    values, whose = read_row(conn, model, subject) if isinstance(subject, dict) else (np.array(subject, np.float64), "")
     if len(values) != len(model.features):
         raise BadRows(
             f"{len(values)} values given, the model has {len(model.features)} features",
             hint=f"In order: {', '.join(model.features)}",
         )
-    forest = read_forest(conn, model, 1)
-    scaled = model.scaler.transform(values[np.newaxis])
-    score = float(forest.score_samples(scaled)[0])
-    high, low = (part[0] for part in forest.explain(scaled))
+    judge = read_judge(conn, model, 1)
+    if isinstance(judge, PlainJudge):
+        scaled = judge.scaler.transform(values[np.newaxis])
+        score, threshold = float(judge.forest.score_samples(scaled)[0]), judge.threshold.value
+        high, low = (part[0] for part in judge.forest.explain(scaled))
+        grade, expected = float(judge.threshold.grade(score)), judge.expected
+    else:
+        entity = None if model.entity is None else [whose]
+        found = judge.detector.rescore(values[np.newaxis], entity, explain_all=True)
+        if not len(found.explained):
+            raise BadRows(
+                "the row has no score by itself", hint="The model needs more rows of the entity for a shingle or a baseline."
+            )
+        score, threshold, grade = float(found.scores[0]), float(found.thresholds[0]), float(found.grades[0])
+        high, low, expected = found.high[0], found.low[0], found.expected[0]
     attribution = high + low
     order = np.argsort(-attribution, kind="stable")
     return {
         "model": model.name,
         "version": model.version,
         "score": score,
-        "threshold": model.threshold.value,
-        "grade": float(model.threshold.grade(score)),
+        "threshold": threshold,
+        "grade": grade,
         "direction": "high" if high.sum() >= low.sum() else "low",
         "features": [
             {
@@ -79,7 +89,7 @@ def explain_row(conn: Connection, model: Model, subject: Subject) -> dict[str, A
                 "attribution": float(attribution[i]),
                 "direction": "high" if high[i] >= low[i] else "low",
                 "value": _or_none(values[i]),
-                "expected_value": _or_none(model.expected[i]),
+                "expected_value": _or_none(expected[i]),
             }
             for rank, i in enumerate(order, start=1)
         ],
@@ -90,8 +100,8 @@ def _or_none(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
-def read_row(conn: Connection, model: Model, key: dict[str, Any]) -> NDArray[np.float64]:
-    """The features of the row with this key in the first of the model's tables that has it, NULL as NaN.
+def read_row(conn: Connection, model: Model, key: dict[str, Any]) -> tuple[NDArray[np.float64], str]:
+    """The features of the row with this key in the first of the model's tables that has it, NULL as NaN, and its entity.
 
     Raises:
         BadRows: no table has it.
@@ -104,9 +114,13 @@ def read_row(conn: Connection, model: Model, key: dict[str, Any]) -> NDArray[np.
         )
         # The key takes the types of the table's own columns.
         query = sql.SQL(
-            "SELECT {features} FROM {table} AS m JOIN jsonb_populate_record(NULL::{table}, %s) AS k ON ({ours}) = ({theirs})"
+            "SELECT {features}, {entity} FROM {table} AS m"
+            " JOIN jsonb_populate_record(NULL::{table}, %s) AS k ON ({ours}) = ({theirs})"
         ).format(
             features=features,
+            entity=sql.SQL("''")
+            if model.entity is None
+            else sql.SQL("coalesce({}::text, '')").format(sql.Identifier("m", model.entity)),
             table=sql.Identifier(mirror.schema, mirror.table),
             ours=sql.SQL(", ").join(sql.Identifier("m", column) for column in mirror.key_columns),
             theirs=sql.SQL(", ").join(sql.Identifier("k", column) for column in mirror.key_columns),
@@ -117,5 +131,5 @@ def read_row(conn: Connection, model: Model, key: dict[str, Any]) -> NDArray[np.
         except psycopg.errors.DataError as error:
             raise BadRows(f"the key does not fit {mirror.name}: {error.diag.message_primary}") from error
         if row is not None:
-            return np.array([np.nan if value is None else value for value in row], np.float64)
+            return np.array([np.nan if value is None else value for value in row[:-1]], np.float64), row[-1]
     raise BadRows("no table of the model has a row with this key", hint=f"Tables: {', '.join(model.patterns)}")

@@ -44,11 +44,13 @@ class TreeRows:
     high: Floats
 
 
-def read_trees(forest: RandomCutForest) -> Iterator[TreeRows]:
-    """The trees of a forest that was fitted, in order."""
+def read_trees(forest: RandomCutForest) -> Iterator[tuple[int, TreeRows]]:
+    """The numbers and trees of a forest, without those that know no row."""
     trees, nodes, corners = forest._arrays()
-    for record, tree_nodes, tree_corners in zip(trees, nodes, corners, strict=True):
-        yield _read_tree(int(record["root"]), tree_nodes, tree_corners[:, : forest.columns].astype(np.float64))
+    for number, (record, tree_nodes, tree_corners) in enumerate(zip(trees, nodes, corners, strict=True)):
+        if record["root"] < 0:  # a tree of a new stream that took no row yet
+            continue
+        yield number, _read_tree(int(record["root"]), tree_nodes, tree_corners[:, : forest.columns].astype(np.float64))
 
 
 def _read_tree(root: int, nodes: NDArray[np.void], corners: Floats) -> TreeRows:
@@ -83,7 +85,7 @@ def _read_tree(root: int, nodes: NDArray[np.void], corners: Floats) -> TreeRows:
 
 def write_nodes(conn: Connection, model: Model, forest: RandomCutForest) -> None:
     """Write the forest of a version as rows, inside the caller's transaction."""
-    for number, tree in enumerate(read_trees(forest)):
+    for number, tree in read_trees(forest):
         values = model.key | {
             "tree": number,
             "width": forest.columns,

@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
+from scorer.detector import Detector
 from scorer.errors import ModelUnknown
 from scorer.features import RobustScaler
 from scorer.forest import RandomCutForest
+from scorer.judge import FollowingJudge, PlainJudge, Rows, is_plain, make_detector
 from scorer.threshold import Threshold
 from warehouse.db import Connection, read_queries, wrap_errors
 from warehouse.errors import SettingsError
@@ -37,7 +39,7 @@ class Model:
 
     Attributes:
         patterns: LIKE patterns of the mirror tables that are scored.
-        threshold, scaler, expected: None until the version was trained.
+        threshold, scaler, expected: None until the version was trained; threshold and scaler also where a detector has its own.
         expected: shape (features,), float64, the median of the training rows, NaN where there was no value.
     """
 
@@ -126,18 +128,37 @@ def read_model(conn: Connection, name: str, *states: str) -> Model:
     return found[-1]
 
 
-def read_forest(conn: Connection, model: Model, threads: int) -> RandomCutForest:
-    """The forest of a trained version.
+def read_judge(conn: Connection, model: Model, threads: int) -> PlainJudge | FollowingJudge:
+    """What judges rows for a trained version; one that follows the rows as it was after the last batch that was committed.
 
     Raises:
-        ModelUnknown: the version has no checkpoint (any more).
+        ModelUnknown: the version has no checkpoint (any more), or batches are missing after it.
         CheckpointRefused: its bytes are damaged or of another format.
     """
-    with wrap_errors():
+    with wrap_errors(), conn.transaction():
+        conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         row = conn.execute(QUERIES["read_checkpoint"], model.key, binary=True).fetchone()
-    if row is None:
-        raise ModelUnknown(f"model {model} has no checkpoint", hint=f"SELECT scorer.retrain('{model.name}')")
-    return RandomCutForest.from_bytes(row[0], threads=threads)
+        if row is None:
+            raise ModelUnknown(f"model {model} has no checkpoint", hint=f"SELECT scorer.retrain('{model.name}')")
+        state, batch, last_batch = row
+        learned = []
+        if not is_plain(model.parameters):
+            learned = conn.execute(QUERIES["read_learned"], model.key | {"batch": batch}, binary=True).fetchall()
+    if is_plain(model.parameters):
+        assert model.scaler is not None and model.threshold is not None and model.expected is not None, "it was trained"
+        return PlainJudge(RandomCutForest.from_bytes(state, threads=threads), model.scaler, model.threshold, model.expected)
+    if batch + len(learned) != last_batch:
+        raise ModelUnknown(f"batches of model {model} are missing", hint=f"SELECT scorer.retrain('{model.name}')")
+    if state:
+        detector = Detector.from_bytes(state, threads=threads)
+    else:
+        detector = make_detector(model.parameters, len(model.features), threads)
+    judge = FollowingJudge(detector, batch)
+    for features, entities, order in learned:
+        rows = np.frombuffer(features, "<f8").reshape(-1, len(model.features))
+        judge.take_in(Rows(rows, entities, None if order is None else np.frombuffer(order, "<f8")))
+        judge.batch += 1
+    return judge
 
 
 def read_mirrors(conn: Connection, model: Model) -> list[Mirror]:
@@ -204,14 +225,19 @@ def create_models(conn: Connection, wanted: Iterable[ModelSettings]) -> None:
         SettingsError: a definition is refused, with the reason.
     """
     for model in wanted:
-        parameters = {
+        parameters: dict[str, Any] = {
             "trees": model.trees,
             "samples": model.samples,
             "seed": model.seed,
             "scale": model.scale,
             "threshold": model.threshold,
-            "threshold_value": model.threshold_value,
-        }
+            "policy": model.policy,
+            "shingle": model.shingle,
+            "baseline_rows": model.baseline_rows,
+            "direction": model.direction,
+        } | model.parameters
+        if model.threshold_value is not None:
+            parameters["threshold_value"] = model.threshold_value
         try:
             with wrap_errors(model=model.name):
                 conn.execute(
@@ -239,6 +265,12 @@ def set_state(conn: Connection, model: Model, state: str, reason: str | None = N
     if changed:
         log.info("model", model=model.name, version=model.version, state=state, reason=reason)
     return changed
+
+
+def set_stage(conn: Connection, model: Model, stage: str) -> None:
+    """Say how far the training of a version is."""
+    with wrap_errors(model=model.name):
+        conn.execute(QUERIES["set_stage"], model.key | {"stage": stage})
 
 
 def drop_superseded(conn: Connection, models: Sequence[Model]) -> list[Model]:

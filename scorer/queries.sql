@@ -1,4 +1,4 @@
--- Static statements of the scorer. The one statement that is composed, the fill of the batch, is in batch.py.
+-- Static statements of the scorer. The statements that are composed are in fill.py.
 
 -- name: read_models
 SELECT name, version, state, relation, entity_column, order_column, feature_columns, training_query, parameters,
@@ -8,7 +8,37 @@ WHERE state = ANY (%(states)s)
 ORDER BY name, version;
 
 -- name: read_checkpoint
-SELECT state FROM scorer.forest_checkpoints WHERE model = %(model)s AND version = %(version)s;
+SELECT state, batch, last_batch FROM scorer.forest_checkpoints WHERE model = %(model)s AND version = %(version)s;
+
+-- name: read_learned
+SELECT features, entities, order_values FROM scorer.learned_batches
+WHERE model = %(model)s AND version = %(version)s AND batch > %(batch)s
+ORDER BY batch;
+
+-- name: advance_state
+UPDATE scorer.forest_checkpoints SET last_batch = %(batch)s
+WHERE model = %(model)s AND version = %(version)s AND last_batch = %(batch)s - 1;
+
+-- name: write_state
+UPDATE scorer.forest_checkpoints SET state = %(state)s, batch = %(batch)s, created_at = clock_timestamp()
+WHERE model = %(model)s AND version = %(version)s;
+
+-- name: write_learned
+INSERT INTO scorer.learned_batches (model, version, batch, rows, features, entities, order_values)
+VALUES (%(model)s, %(version)s, %(batch)s, %(rows)s, %(features)s, %(entities)s, %(order_values)s);
+
+-- name: forget_learned
+DELETE FROM scorer.learned_batches WHERE model = %(model)s AND version = %(version)s AND batch <= %(batch)s;
+
+-- name: read_company
+SELECT array_agg(b.entity ORDER BY b.n), array_agg(b.order_value ORDER BY b.n),
+       coalesce(array_agg(b.n) FILTER (WHERE EXISTS (
+           SELECT FROM scorer.scores s
+           WHERE s.model = %(model)s AND s.model_version = %(version)s AND s.source_table = b.relation AND s.row_key = b.row_key)), '{}')
+FROM pg_temp.batch b;
+
+-- name: read_place
+SELECT entity, order_value, seq FROM pg_temp.batch WHERE n = %(n)s;
 
 -- name: mirrors
 SELECT n.nspname::text, c.relname::text, coalesce(t.source, ''), coalesce(t.table_name, n.nspname || '.' || c.relname),
@@ -34,6 +64,9 @@ SELECT mirror, state, reason FROM warehouse.tables WHERE mirror = ANY (%(tables)
 UPDATE scorer.models SET state = %(state)s, reason = %(reason)s, since = clock_timestamp()
 WHERE name = %(model)s AND version = %(version)s AND state IN ('PENDING', 'TRAINING')
   AND (state, coalesce(reason, '')) IS DISTINCT FROM (%(state)s, coalesce(%(reason)s, ''));
+
+-- name: set_stage
+UPDATE scorer.models SET reason = %(stage)s WHERE name = %(model)s AND version = %(version)s AND state = 'TRAINING';
 
 -- name: lock_for_deploy
 SELECT pg_advisory_xact_lock(hashtextextended('tailrace model ' || %(model)s, 0));
@@ -129,12 +162,13 @@ SELECT count(*)::int, max(seq), max(committed_at), string_agg(array_send(feature
 
 -- name: write_scores
 WITH scored AS (
-    INSERT INTO scorer.scores (model, model_version, source_table, row_key, entity, order_value, score, seq)
-    SELECT %(model)s, %(version)s, relation, row_key, entity, order_value, (%(scores)s::float8[])[n], seq
+    INSERT INTO scorer.scores (model, model_version, source_table, row_key, entity, order_value, score, seq, reason)
+    SELECT %(model)s, %(version)s, relation, row_key, entity, order_value, nullif((%(scores)s::float8[])[n], 'NaN'), seq,
+           (%(names)s::text[])[(%(reasons)s::int[])[n]]
     FROM pg_temp.batch ORDER BY n
     ON CONFLICT (model, model_version, source_table, row_key) DO UPDATE
     SET entity = excluded.entity, order_value = excluded.order_value, score = excluded.score, seq = excluded.seq,
-        scored_at = excluded.scored_at
+        scored_at = excluded.scored_at, reason = excluded.reason
     -- A row that was there before has the mark of the statement that replaced it.
     RETURNING source_table, row_key, score, xmax <> 0 AS again
 ), cleared AS (
@@ -145,17 +179,28 @@ WITH scored AS (
       AND a.status = 'open'
     RETURNING a.incident_id
 )
-SELECT (SELECT count(*) FROM scored WHERE again), (SELECT count(*) FROM cleared),
-       (SELECT coalesce(array_agg(DISTINCT incident_id), '{}') FROM cleared WHERE incident_id IS NOT NULL);
+SELECT count(*), coalesce(array_agg(DISTINCT incident_id) FILTER (WHERE incident_id IS NOT NULL), '{}') FROM cleared;
+
+-- name: clear_rows
+WITH cleared AS (
+    UPDATE scorer.anomalies a SET status = 'cleared', status_at = clock_timestamp()
+    FROM pg_temp.batch b
+    WHERE b.n = ANY (%(rows)s::int[])
+      AND a.model = %(model)s AND a.model_version = %(version)s AND a.source_table = b.relation AND a.row_key = b.row_key
+      AND a.status = 'open'
+    RETURNING a.incident_id
+)
+SELECT count(*), coalesce(array_agg(DISTINCT incident_id) FILTER (WHERE incident_id IS NOT NULL), '{}') FROM cleared;
 
 -- name: read_open_incidents
-SELECT i.id, i.entity, i.first_seq, i.last_seq, i.first_order_value, i.last_order_value, i.anomalies, i.ordinary_rows, i.peak_score
+SELECT i.id, i.entity, i.first_seq, i.last_seq, i.first_order_value, i.last_order_value, i.anomalies, i.ordinary_rows, i.peak_score,
+       i.peak_seq, i.peak_order_value, i.first_committed_at, i.last_committed_at
 FROM scorer.incidents i
 WHERE i.model = %(model)s AND i.model_version = %(version)s AND i.source = %(source)s AND i.closed_at IS NULL
   AND i.entity IN (SELECT b.entity FROM pg_temp.batch b);
 
 -- name: read_batch_rows
-SELECT b.n, b.entity, b.seq, b.order_value FROM pg_temp.batch b
+SELECT b.n, b.entity, b.seq, b.order_value, b.committed_at FROM pg_temp.batch b
 WHERE b.entity = ANY (%(entities)s) OR b.n = ANY (%(abnormal)s)
    OR b.entity IN (SELECT e.entity FROM pg_temp.batch e WHERE e.n = ANY (%(abnormal)s))
 ORDER BY b.n;
@@ -165,31 +210,35 @@ SELECT nextval(pg_get_serial_sequence('scorer.incidents', 'id')) FROM generate_s
 
 -- name: write_incidents
 INSERT INTO scorer.incidents AS i (id, model, model_version, source, entity, first_seq, last_seq, first_order_value,
-    last_order_value, anomalies, ordinary_rows, peak_score, closed_at, close_reason)
+    last_order_value, anomalies, ordinary_rows, peak_score, peak_seq, peak_order_value, first_committed_at, last_committed_at,
+    closed_at, close_reason)
 OVERRIDING SYSTEM VALUE
 SELECT id, %(model)s, %(version)s, %(source)s, entity, first_seq, last_seq, nullif(first_order, 'NaN'), nullif(last_order, 'NaN'),
-       anomalies, ordinary_rows, peak_score,
+       anomalies, ordinary_rows, peak_score, peak_seq, nullif(peak_order, 'NaN'), first_commit, last_commit,
        CASE WHEN closed = 1 THEN statement_timestamp() END, CASE WHEN closed = 1 THEN 'ordinary again' END
 FROM unnest(%(ids)s::bigint[], %(entities)s::text[], %(first_seqs)s::bigint[], %(last_seqs)s::bigint[],
             %(first_orders)s::float8[], %(last_orders)s::float8[], %(anomalies)s::bigint[], %(ordinary_rows)s::bigint[],
-            %(peaks)s::float8[], %(closed)s::bigint[])
-     AS given (id, entity, first_seq, last_seq, first_order, last_order, anomalies, ordinary_rows, peak_score, closed)
+            %(peaks)s::float8[], %(peak_seqs)s::bigint[], %(peak_orders)s::float8[], %(first_commits)s::timestamptz[],
+            %(last_commits)s::timestamptz[], %(closed)s::bigint[])
+     AS given (id, entity, first_seq, last_seq, first_order, last_order, anomalies, ordinary_rows, peak_score, peak_seq, peak_order,
+               first_commit, last_commit, closed)
 -- Incidents that close make room for a new one of the same entity.
 ORDER BY closed DESC, id
 ON CONFLICT (id) DO UPDATE
 SET last_seq = excluded.last_seq, last_order_value = excluded.last_order_value, anomalies = excluded.anomalies,
-    ordinary_rows = excluded.ordinary_rows, peak_score = excluded.peak_score, closed_at = excluded.closed_at,
+    ordinary_rows = excluded.ordinary_rows, peak_score = excluded.peak_score, peak_seq = excluded.peak_seq,
+    peak_order_value = excluded.peak_order_value, last_committed_at = excluded.last_committed_at, closed_at = excluded.closed_at,
     close_reason = excluded.close_reason;
 
 -- name: write_anomalies
 WITH given AS (
-    SELECT * FROM unnest(%(rows)s::int[], %(scores)s::float8[], %(grades)s::float8[], %(directions)s::text[], %(incidents)s::bigint[])
-        AS t (n, score, grade, direction, incident_id)
+    SELECT * FROM unnest(%(rows)s::int[], %(scores)s::float8[], %(thresholds)s::float8[], %(grades)s::float8[], %(directions)s::text[],
+                         %(incidents)s::bigint[]) AS t (n, score, threshold, grade, direction, incident_id)
 ), placed AS (
     INSERT INTO scorer.anomalies AS a (model, model_version, source_table, row_key, entity, order_value, row_committed_at,
         score, threshold, grade, direction, incident_id, seq)
     SELECT %(model)s, %(version)s, b.relation, b.row_key, b.entity, b.order_value, b.committed_at,
-           g.score, %(threshold)s, g.grade, g.direction, g.incident_id, b.seq
+           g.score, g.threshold, g.grade, g.direction, g.incident_id, b.seq
     FROM given g JOIN pg_temp.batch b USING (n) ORDER BY g.n
     ON CONFLICT (model, model_version, source_table, row_key) WHERE status = 'open' DO UPDATE
     SET entity = excluded.entity, order_value = excluded.order_value, row_committed_at = excluded.row_committed_at,
@@ -213,7 +262,8 @@ FROM unnest(%(anomalies)s::bigint[], %(features)s::int[], %(ranks)s::int[], %(at
 -- name: close_emptied_incidents
 UPDATE scorer.incidents i SET closed_at = statement_timestamp(), close_reason = 'anomalies withdrawn'
 WHERE i.id = ANY (%(incidents)s::bigint[]) AND i.closed_at IS NULL
-  AND NOT EXISTS (SELECT FROM scorer.anomalies a WHERE a.incident_id = i.id AND a.status = 'open');
+  AND NOT EXISTS (SELECT FROM scorer.anomalies a WHERE a.incident_id = i.id AND a.status = 'open')
+RETURNING i.id;
 
 -- name: advance_watermarks
 UPDATE scorer.watermarks w
@@ -228,6 +278,11 @@ WHERE model = %(model)s AND version = %(version)s AND relation = ANY (%(relation
 
 -- name: notify
 SELECT pg_notify('anomalies', %(payload)s);
+
+-- name: notify_incidents
+SELECT scorer.notify_incident(id, event)
+FROM (SELECT unnest(%(opened)s::bigint[]) AS id, 'opened' AS event UNION ALL SELECT unnest(%(closed)s::bigint[]), 'closed') AS changed
+ORDER BY id, event DESC;
 
 -- name: prune_scores
 DELETE FROM scorer.scores WHERE ctid = ANY (ARRAY(

@@ -10,15 +10,15 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 
-import numpy as np
 import psycopg
 import structlog
 from psycopg import sql
 
 from scorer.arrays import register_arrays
-from scorer.batch import Batch, prepare_batches, score_batch
-from scorer.forest import RandomCutForest
-from scorer.models import QUERIES, Mirror, Model, read_forest, read_models, sync_mirrors
+from scorer.batch import prepare_batches, score_batch
+from scorer.judge import FollowingJudge, PlainJudge
+from scorer.models import QUERIES, Mirror, Model, read_judge, read_models, sync_mirrors
+from scorer.results import Batch
 from warehouse.db import Connection, qualified, wrap_errors
 from warehouse.errors import WarehouseBusy
 from warehouse.service import Stop
@@ -51,7 +51,7 @@ class ModelScorer:
     def __init__(self, conn: Connection, settings: ScorerSettings) -> None:
         self.conn = conn
         self.settings = settings
-        self._forests: dict[tuple[str, int], RandomCutForest] = {}
+        self._judges: dict[tuple[str, int], PlainJudge | FollowingJudge] = {}
         self._models: list[tuple[Model, dict[str, list[Mirror]]]] = []
         self._read_at = float("-inf")
         self._changes_met = 0
@@ -90,23 +90,25 @@ class ModelScorer:
             for mirror in sync_mirrors(self.conn, model):
                 sources[mirror.source].append(mirror)
             self._models.append((model, sources))
-            if (model.name, model.version) not in self._forests:
-                forest = read_forest(self.conn, model, self.settings.threads)
-                # Compiled code is loaded, or made, at its first call: here, so that no row waits for it.
-                forest.score_samples(np.zeros((1, forest.columns)))
-                forest.explain(np.zeros((1, forest.columns)))
-                self._forests[model.name, model.version] = forest
+            self._judge_of(model)
         ready = {(model.name, model.version) for model, _ in self._models}
-        self._forests = {key: forest for key, forest in self._forests.items() if key in ready}
+        self._judges = {key: judge for key, judge in self._judges.items() if key in ready}
         self._read_at = time.monotonic()
+
+    def _judge_of(self, model: Model) -> PlainJudge | FollowingJudge:
+        key = model.name, model.version
+        if key not in self._judges:
+            judge = read_judge(self.conn, model, self.settings.threads)
+            judge.warm_up()
+            self._judges[key] = judge
+        return self._judges[key]
 
     def _score(self, model: Model, mirrors: list[Mirror]) -> Batch:
         """One batch of one source's tables."""
         started = time.perf_counter()
-        forest = self._forests[model.name, model.version]
         for attempt in range(1, _BUSY_ATTEMPTS + 1):
             try:
-                batch = score_batch(self.conn, model, forest, mirrors, self.settings.batch_rows)
+                batch = self._write(model, mirrors)
                 self._changes_met = 0
                 break
             except WarehouseBusy:
@@ -132,6 +134,15 @@ class ModelScorer:
                 incidents_opened=len(batch.opened),
                 duration_ms=round((time.perf_counter() - started) * 1000, 1),
             )
+        return batch
+
+    def _write(self, model: Model, mirrors: list[Mirror]) -> Batch:
+        judge = self._judge_of(model)
+        if isinstance(judge, FollowingJudge):
+            # Until the batch is committed it may know rows that nobody else does.
+            del self._judges[model.name, model.version]
+        batch = score_batch(self.conn, model, judge, mirrors, self.settings.batch_rows, self.settings.checkpoint_rows)
+        self._judges[model.name, model.version] = judge
         return batch
 
 

@@ -11,22 +11,21 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
 import psycopg
 import structlog
-from numpy.typing import NDArray
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from scorer.arrays import Float8Array, parse_copy, register_arrays
-from scorer.errors import TrainingFailed, TrainingWaits
+from scorer.errors import BadParameter, BadRows, ForestNotFitted, TrainingFailed, TrainingWaits
 from scorer.export import write_nodes
-from scorer.features import RobustScaler
-from scorer.forest import RandomCutForest
+from scorer.fit import Trained, describe_scores, fit_rows
+from scorer.judge import Rows, is_plain
 from scorer.models import (
+    INSTANT_TYPES,
     NUMBER_TYPES,
     QUERIES,
     Model,
@@ -35,30 +34,15 @@ from scorer.models import (
     drop_superseded,
     read_mirrors,
     read_models,
+    set_stage,
     set_state,
 )
-from scorer.threshold import Threshold, fit_threshold
 from warehouse.db import Connection, lock_number, wrap_errors
 
 log = structlog.get_logger()
 
-Floats = NDArray[np.float64]
-
 LOCK = "training"
-UNSCALED_CLIP = 1e30  # float32 holds it, and sums of its squares fit float64
-_QUANTILES = (0.5, 0.9, 0.95, 0.99, 0.995, 0.999)
 _MISSING = (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName)
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What training yields; scores: of the training rows, shape (n,), float64."""
-
-    forest: RandomCutForest
-    scaler: RobustScaler
-    expected: Floats
-    threshold: Threshold
-    scores: Floats
 
 
 def train_models(
@@ -122,16 +106,22 @@ def train_model(conn: Connection, model: Model, threads: int) -> None:
     with _explain(model):
         types = check_query(conn, model)
         set_state(conn, model, "TRAINING")
+        set_stage(conn, model, "reading rows")
         rows = read_training_rows(conn, model, types)
-    trained = fit_model(rows, model.parameters, threads)
+    set_stage(conn, model, f"fitting {len(rows.features)} rows")
+    try:
+        trained = fit_rows(rows, model.parameters, threads)
+    except (BadRows, BadParameter, ForestNotFitted) as error:
+        raise TrainingFailed(error.message, hint=error.hint or "Create the model again.", model=model.name) from error
+    set_stage(conn, model, "writing the forest")
     training_ms = (time.perf_counter() - started) * 1000
     if write_trained(conn, model, trained, training_ms):
         log.info(
             "train",
             model=model.name,
             version=model.version,
-            rows=len(rows),
-            threshold=trained.threshold.value,
+            rows=len(rows.features),
+            threshold=trained.threshold and trained.threshold.value,
             duration_ms=round(training_ms, 1),
         )
     else:
@@ -189,14 +179,17 @@ def check_query(conn: Connection, model: Model) -> dict[str, str]:
         if result.error_message:
             raise psycopg.errors.error_from_result(result)
     columns = {(result.fname(i) or b"").decode(): result.ftype(i) for i in range(result.nfields)}
-    missing = [feature for feature in model.features if feature not in columns]
+    named = [*model.features, *_company(model)]
+    missing = [column for column in named if column not in columns]
     if missing:
         raise TrainingFailed(f"the training query yields no column {', '.join(missing)}", model=model.name)
-    types = conn.execute(
+    types: list[tuple[str, str]] = conn.execute(
         "SELECT f, format_type(o, NULL) FROM unnest(%s::text[], %s::oid[]) AS t (f, o)",
-        (list(model.features), [columns[feature] for feature in model.features]),
+        (named, [columns[column] for column in named]),
     ).fetchall()
-    textual = [f"{feature} ({kind})" for feature, kind in types if kind not in NUMBER_TYPES]
+    textual = [f"{column} ({kind})" for column, kind in types[: len(model.features)] if kind not in NUMBER_TYPES]
+    if _company(model) and model.order is not None and dict(types)[model.order] not in NUMBER_TYPES | INSTANT_TYPES:
+        textual.append(f"{model.order} (the order column)")
     if textual:
         raise TrainingFailed(f"not a number in the training query: {', '.join(textual)}", model=model.name)
     with conn.transaction():
@@ -239,49 +232,43 @@ def _find_tables(plan: Any) -> Iterator[str]:
                 yield from _find_tables(part)
 
 
-def read_training_rows(conn: Connection, model: Model, types: Mapping[str, str]) -> Floats:
-    """The features of the training rows, shape (n, features), float64, NULL as NaN, ordered by their values only."""
-    columns = sql.SQL(", ").join(
-        sql.SQL("coalesce({}, 'NaN')").format(as_number(sql.Identifier("training", feature), types[feature]))
-        for feature in model.features
+def _company(model: Model) -> list[str]:
+    """The entity and the order column, where the model needs them of its training rows."""
+    if is_plain(model.parameters):
+        return []
+    return [column for column in (model.entity, model.order) if column is not None]
+
+
+def read_training_rows(conn: Connection, model: Model, types: Mapping[str, str]) -> Rows:
+    """The training rows, NULL as NaN, in an order that follows from their values only; entities and order where needed."""
+
+    def number(column: str) -> sql.Composed:
+        return sql.SQL("coalesce({}, 'NaN')").format(as_number(sql.Identifier("training", column), types[column]))
+
+    company = _company(model)
+    body = _raw(model.training_query)
+    entity: sql.Composable = sql.SQL("''")
+    if company and model.entity is not None:
+        entity = sql.SQL("coalesce({}::text, '') COLLATE \"C\"").format(sql.Identifier("training", model.entity))
+    order: sql.Composable = number(model.order) if company and model.order is not None else sql.SQL("0::float8")
+    copy = sql.SQL(
+        "COPY (SELECT dense_rank() OVER (ORDER BY {})::float8, {}, {} FROM (\n{}\n) AS training) TO STDOUT (FORMAT binary)"
     )
-    copy = sql.SQL("COPY (SELECT {} FROM (\n{}\n) AS training) TO STDOUT (FORMAT binary)")
+    features = sql.SQL(", ").join(number(feature) for feature in model.features)
     with conn.transaction(), conn.cursor() as cursor:
-        conn.execute("SET TRANSACTION READ ONLY")
-        with cursor.copy(copy.format(columns, _raw(model.training_query))) as stream:
+        conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        names = conn.execute(sql.SQL("SELECT DISTINCT {} FROM (\n{}\n) AS training ORDER BY 1").format(entity, body)).fetchall()
+        with cursor.copy(copy.format(entity, order, features, body)) as stream:
             data = b"".join(bytes(part) for part in stream)
-    rows = parse_copy(data, len(model.features))
-    return rows[np.lexsort(rows.T[::-1])]
-
-
-def fit_model(rows: Floats, parameters: dict[str, Any], threads: int) -> Trained:
-    """Scale, fit and set the threshold.
-
-    Args:
-        rows: training rows, shape (n, d), n >= 1, NaN where there is no value.
-        parameters: as scorer.default_parameters() in the database.
-        threads: for the forest; the result does not depend on it.
-    """
-    robust = RobustScaler.fit(rows)
-    scaler = robust
-    if parameters["scale"] == "none":
-        scaler = RobustScaler(np.zeros(rows.shape[1]), np.ones(rows.shape[1]), UNSCALED_CLIP)
-    forest = RandomCutForest(trees=parameters["trees"], samples=parameters["samples"], seed=parameters["seed"], threads=threads)
-    scores = forest.fit_score(scaler.transform(rows))
-    threshold = fit_threshold(scores, parameters["threshold"], parameters["threshold_value"])
-    return Trained(forest, scaler, np.array(robust.center), threshold, scores)
-
-
-def describe_scores(scores: Floats) -> dict[str, Any]:
-    """Count, mean, sigma, minimum, maximum and quantiles, fit for JSON."""
-    return {
-        "rows": len(scores),
-        "mean": float(scores.mean()),
-        "sigma": float(scores.std()),
-        "minimum": float(scores.min()),
-        "maximum": float(scores.max()),
-        "quantiles": {str(q): float(value) for q, value in zip(_QUANTILES, np.quantile(scores, _QUANTILES), strict=True)},
-    }
+    found = parse_copy(data, 2 + len(model.features))
+    # By the order column, then by entity, then by the values; the last key given to lexsort counts first.
+    found = found[np.lexsort((*found[:, :1:-1].T, found[:, 0], found[:, 1]))]
+    whose, times = found[:, 0].astype(np.int64) - 1, found[:, 1]
+    return Rows(
+        found[:, 2:],
+        [names[i][0] for i in whose.tolist()] if company and model.entity is not None else None,
+        np.where(np.isnan(times), -np.inf, times) if company and model.order is not None else None,
+    )
 
 
 def write_trained(conn: Connection, model: Model, trained: Trained, training_ms: float) -> bool:
@@ -291,14 +278,14 @@ def write_trained(conn: Connection, model: Model, trained: Trained, training_ms:
         False where the version was dropped or changed meanwhile; then nothing is stored.
     """
     values = model.key | {
-        "threshold": trained.threshold.value,
-        "threshold_rule": Jsonb(trained.threshold.to_dict()),
+        "threshold": trained.threshold and trained.threshold.value,
+        "threshold_rule": trained.threshold and Jsonb(trained.threshold.to_dict()),
         "scaler": Jsonb(trained.scaler.to_dict()),
         "expected_values": Float8Array(trained.expected),
-        "rows_seen": len(trained.scores),
+        "rows_seen": trained.rows,
         "training_scores": Jsonb(describe_scores(trained.scores)),
         "training_ms": training_ms,
-        "state": trained.forest.to_bytes(),
+        "state": trained.state,
     }
     with wrap_errors(model=model.name), conn.transaction():
         conn.execute(QUERIES["lock_for_deploy"], values)
@@ -308,6 +295,7 @@ def write_trained(conn: Connection, model: Model, trained: Trained, training_ms:
         conn.execute(QUERIES["close_retired_incidents"], values)
         conn.execute(QUERIES["set_trained"], values)
         conn.execute(QUERIES["write_checkpoint"], values)
-        write_nodes(conn, model, trained.forest)
+        if trained.forest is not None:
+            write_nodes(conn, model, trained.forest)
         conn.execute("SELECT scorer.wake(%(model)s)", values)
     return True

@@ -155,6 +155,9 @@ class ScorerSettings(Section):
         default=1, ge=0.05, le=3600, description="scoring is woken by NOTIFY; this is the timer beside it"
     )
     batch_rows: int = Field(default=5_000, ge=1, le=1_000_000)
+    checkpoint_rows: int = Field(
+        default=20_000, ge=1, le=10_000_000, description="rows after which the forest of a model that learns is saved"
+    )
     threads: int = Field(default=1, ge=1, le=256)
     retention_days: float | None = Field(default=None, gt=0, description="scores older than this are pruned; none: kept")
 
@@ -175,13 +178,22 @@ class ModelSettings(Section):
     samples: int = Field(default=256, ge=10, le=2048)
     seed: int = Field(default=0, ge=0, le=2**63 - 1)
     scale: Literal["robust", "none"] = "robust"
-    threshold: Literal["sigma", "quantile"] = "sigma"
-    threshold_value: float = Field(default=3.0, gt=0, description="k of mean + k sigma, or the quantile (0 to 1)")
+    threshold: Literal["sigma", "quantile", "adaptive", "budget"] = "sigma"
+    threshold_value: float | None = Field(
+        default=None, gt=0, description="k of mean + k sigma, the quantile or the share (0 to 1); none: the default of the kind"
+    )
+    policy: Literal["frozen", "gated", "streaming"] = Field(default="frozen", description="which rows the forest learns")
+    shingle: int = Field(default=1, ge=1, le=128, description="rows of an entity that make one point")
+    baseline_rows: int = Field(default=0, ge=0, le=10_000, description="first rows of an entity that make its own level")
+    direction: Literal["both", "high", "low"] = Field(default="both", description="which anomalies are wanted")
+    parameters: dict[str, int | float | str] = Field(
+        default={}, description="any other parameter of scorer.create_model, under its name there"
+    )
 
     @model_validator(mode="after")
     def quantile_in_range(self) -> Self:
         """Refuse a quantile of 1 or more."""
-        if self.threshold == "quantile" and self.threshold_value >= 1:
+        if self.threshold == "quantile" and (self.threshold_value or 0) >= 1:
             raise ValueError("threshold_value is a quantile here and must be below 1")
         return self
 

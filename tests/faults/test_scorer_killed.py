@@ -2,13 +2,15 @@
 
 import random
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
 
-from tests.fixtures.plant import Plant, make_readings
+from tests.fixtures.plant import ROOT, Plant, make_readings
 
-ROWS = 6000
+ROWS = 3000
 
 
 def fill(plant: Plant) -> None:
@@ -28,35 +30,84 @@ def wait_for_rows(plant: Plant, wanted: int) -> None:
         time.sleep(0.01)
 
 
+LEARNING = {"policy": "gated", "shingle": 2, "baseline_rows": 5, "threshold": "adaptive", "time_decay": 500}
+
+
+def create_models(plant: Plant, prefix: str) -> None:
+    """A frozen model and one that learns, whose history lies before the rows to come."""
+    history = "SELECT unit, cycle - 10000 AS cycle, sensor_1, sensor_2, sensor_3 FROM plant.readings_historical"
+    plant.create_model(f"{prefix}_frozen")
+    plant.create_model(f"{prefix}_gated", parameters=LEARNING, query=history)
+
+
+def kill_at_commit(plant: Plant, number: int, moment: str, settings: dict[str, str]) -> None:
+    """Run the scorer until it kills itself before or after this commit, or is done."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.faults.crash_points", str(number), moment, "run", "--until-caught-up"],
+        cwd=ROOT,
+        env=plant.environment(settings),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode in (0, -signal.SIGKILL), done.stderr
+
+
+def assert_watermarks_are_true(plant: Plant) -> None:
+    """Whatever the moment, the watermark says exactly what is scored, and every batch that was learnt is there."""
+    assert {
+        row[0]
+        for row in plant.fetch("""
+        SELECT (SELECT count(*) FROM scores s WHERE s.model = w.model) = w.rows_scored
+           AND (SELECT coalesce(max(seq), 0) FROM scores s WHERE s.model = w.model) = w.seq FROM watermarks w""")
+    } <= {True}
+    assert (
+        plant.fetch("""SELECT model FROM forest_checkpoints c
+        WHERE last_batch - batch <> (SELECT count(*) FROM learned_batches l WHERE l.model = c.model AND l.batch > c.batch)""")
+        == []
+    )
+
+
+def assert_killed_equals_undisturbed(plant: Plant) -> None:
+    """Everything that both kinds of models wrote is the same, but for their names."""
+    for name, rows in plant.results().items():
+        for kind in ("frozen", "gated"):
+            killed = [row[1:] for row in rows if row[0] == f"killed_{kind}"]
+            assert killed == [row[1:] for row in rows if row[0] == f"undisturbed_{kind}"], (name, kind)
+            assert killed, (name, kind)
+
+
 def test_killed_scorer_leaves_what_an_undisturbed_one_does(plant: Plant) -> None:
-    """Kill -9 at random moments under small batches; then equal to a second model that one run scored in large batches."""
-    plant.create_model("killed")
+    """Kill -9 just before and just after commits, and at random moments under small batches; then equal, to the last bit, to
+    models of the same definitions that one run scored in large batches.
+    """
+    create_models(plant, "killed")
     fill(plant)
     moments = random.Random(11)
-    for _ in range(6):
-        before = plant.fetch("SELECT count(*) FROM scores")[0][0]
-        process = plant.start({"SCORER__BATCH_ROWS": "5"})
-        try:
-            wait_for_rows(plant, min(ROWS, before + 1 + moments.randrange(300)))
-            time.sleep(moments.random() * 0.01)
-        finally:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-        # Whatever the moment, the watermark says exactly what is scored.
-        assert plant.fetch(
-            "SELECT count(*) = w.rows_scored AND max(s.seq) = w.seq FROM scores s, watermarks w GROUP BY w.rows_scored, w.seq"
-        ) == [(True,)]
+    for number in range(8):
+        settings = {"SCORER__BATCH_ROWS": "5", "SCORER__CHECKPOINT_ROWS": "120"}
+        if number % 4 == 3:
+            before = plant.fetch("SELECT count(*) FROM scores")[0][0]
+            process = plant.start(settings)
+            try:
+                wait_for_rows(plant, min(2 * ROWS, before + 1 + moments.randrange(300)))
+                time.sleep(moments.random() * 0.01)
+            finally:
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+        else:
+            # The first commits are those of the catalog and of training.
+            kill_at_commit(plant, moments.randrange(1, 40 + 20 * number), ("before", "after")[number % 2], settings)
+        assert_watermarks_are_true(plant)
     plant.catch_up()
-    plant.create_model("undisturbed")
+    create_models(plant, "undisturbed")
     plant.catch_up(SCORER__BATCH_ROWS="1000")
-    for name, rows in plant.results().items():
-        killed = [row[1:] for row in rows if row[0] == "killed"]
-        assert killed == [row[1:] for row in rows if row[0] == "undisturbed"], name
-        assert killed, name
+    assert_killed_equals_undisturbed(plant)
     assert plant.fetch(
-        "SELECT count(*) FROM plant.readings_new r JOIN scores s"
-        " ON s.row_key = jsonb_build_object('id', r.id) AND s.seq = r._seq WHERE s.model = 'killed'"
-    ) == [(ROWS,)]
+        "SELECT s.model, count(*) FROM plant.readings_new r JOIN scores s"
+        " ON s.row_key = jsonb_build_object('id', r.id) AND s.seq = r._seq WHERE s.model LIKE 'killed%%' GROUP BY 1 ORDER BY 1"
+    ) == [("killed_frozen", ROWS), ("killed_gated", ROWS)]
 
 
 def test_two_scorers_share_the_work_of_one(plant: Plant) -> None:

@@ -47,10 +47,10 @@ def test_the_same_definition_is_the_same_version(plant: Plant) -> None:
     """A change makes a new version, which takes over once it is trained; the old one scores until then."""
     assert [plant.create_model(), plant.create_model()] == [1, 1]
     plant.insert("readings_new", 1, np.ones(10), make_readings(np.random.default_rng(1), 10))
-    plant.catch_up()
+    plant.catch_up_here()
     assert plant.create_model(parameters={"trees": 21}) == 2
     assert [row[2] for row in states(plant)] == ["READY", "PENDING"]
-    plant.catch_up()
+    plant.catch_up_here()
     assert [row[1:] for row in states(plant)] == [(1, "RETIRED", "version 2 was deployed"), (2, "READY", None)]
     assert plant.fetch("SELECT model_version, count(*) FROM scores GROUP BY 1 ORDER BY 1") == [(1, 10), (2, 10)]
 
@@ -60,7 +60,7 @@ def test_training_is_deterministic(plant: Plant) -> None:
     plant.create_model("one")
     plant.create_model("two", query=f"{TRAINING_QUERY} ORDER BY md5(id::text);")
     plant.create_model("three", parameters={"seed": 1})
-    plant.catch_up(SCORER__THREADS="2")
+    plant.catch_up_here(SCORER__THREADS="2")
     forests = dict(plant.fetch("SELECT model, state FROM forest_checkpoints"))
     thresholds = dict(plant.fetch("SELECT name, threshold FROM models"))
     assert forests["one"] == forests["two"] != forests["three"]
@@ -70,22 +70,22 @@ def test_training_is_deterministic(plant: Plant) -> None:
 def test_a_model_waits_for_its_rows(plant: Plant) -> None:
     """No table, an unfinished snapshot and too few rows are waited for, each with its reason; then it is trained."""
     plant.create_model(relation="plant.later_%", query="SELECT * FROM plant.later_history")
-    plant.catch_up()
+    plant.catch_up_here()
     assert states(plant) == [("turbofan", 1, "PENDING", "waits: no mirror table matches plant.later_%")]
     plant.create_table("later_new")
-    plant.catch_up()
+    plant.catch_up_here()
     assert states(plant)[0][3] == 'waits: relation "plant.later_history" does not exist'
     plant.create_table("later_history")
     plant.insert("later_history", 1, np.ones(70), make_readings(np.random.default_rng(1), 70))
     plant.conn.execute("UPDATE warehouse.tables SET state = 'Snapshotting' WHERE mirror = 'plant.later_history'")
-    plant.catch_up()
+    plant.catch_up_here()
     assert states(plant)[0][2:] == ("PENDING", "waits: plant.later_history is Snapshotting")
     plant.conn.execute("UPDATE warehouse.tables SET state = 'Synced'")
     plant.conn.execute("DELETE FROM plant.later_history WHERE id > 60")
-    plant.catch_up()
+    plant.catch_up_here()
     assert states(plant)[0][3] == "waits: the training query yields 60 rows, the parameter min_rows asks for 64"
     plant.insert("later_history", 61, np.ones(4), make_readings(np.random.default_rng(2), 4))
-    plant.catch_up()
+    plant.catch_up_here()
     assert states(plant) == [("turbofan", 1, "READY", None)]
 
 
@@ -109,7 +109,7 @@ def test_a_model_that_cannot_be_trained_fails_with_the_reason(plant: Plant, chan
     assert [row[2] for row in states(plant)] == ["READY", "FAILED"]
     assert words in str(states(plant)[1][3])
     assert plant.fetch("SELECT model, count(*) FROM scores GROUP BY 1") == [("good", 3)]
-    plant.catch_up()
+    plant.catch_up_here()
 
 
 def test_a_failed_model_can_be_tried_again(plant: Plant) -> None:
@@ -143,15 +143,15 @@ def test_retrain_rollback_and_drop(plant: Plant) -> None:
     plant.create_model()
     plant.create_model("other")
     plant.insert("readings_new", 1, np.ones(5), make_readings(rng, 5) + 50)
-    plant.catch_up()
+    plant.catch_up_here()
     assert plant.fetch("SELECT scorer.retrain('turbofan')") == [(2,)]
-    plant.catch_up()
+    plant.catch_up_here()
     assert plant.fetch("SELECT close_reason FROM incidents WHERE model = 'turbofan' AND model_version = 1") == [
         ("model retired",)
     ]
     assert plant.fetch("SELECT scorer.rollback('turbofan')") == [(1,)]
     plant.insert("readings_new", 6, np.ones(5), make_readings(rng, 5))
-    plant.catch_up()
+    plant.catch_up_here()
     counts = "SELECT model, model_version, count(*) FROM scores GROUP BY 1, 2 ORDER BY 1, 2"
     assert plant.fetch(counts) == [("other", 1, 10), ("turbofan", 1, 10), ("turbofan", 2, 5)]
     assert plant.fetch("SELECT DISTINCT model_version FROM open_anomalies WHERE model = 'turbofan'") == [(1,)]
@@ -159,7 +159,7 @@ def test_retrain_rollback_and_drop(plant: Plant) -> None:
         plant.conn.execute("SELECT scorer.rollback('turbofan')")
     plant.conn.execute("SELECT scorer.deploy('turbofan', 2)")
     plant.conn.execute("SELECT scorer.drop_model('turbofan')")
-    plant.catch_up()
+    plant.catch_up_here()
     assert plant.fetch(counts) == [("other", 1, 10)]
     assert plant.fetch(
         "SELECT DISTINCT model FROM anomalies UNION SELECT model FROM watermarks UNION SELECT model FROM incidents"
@@ -204,7 +204,7 @@ def test_ordinary_grants_are_enough(plant: Plant) -> None:
     plant.conn.execute("CREATE ROLE analyst_of_scores")
     plant.create_model()
     plant.insert("readings_new", 1, np.ones(2), make_readings(np.random.default_rng(1), 2) + 50)
-    plant.catch_up()
+    plant.catch_up_here()
     try:
         plant.conn.execute("GRANT USAGE ON SCHEMA scorer TO analyst_of_scores")
         plant.conn.execute("GRANT SELECT ON ALL TABLES IN SCHEMA scorer TO analyst_of_scores")
@@ -230,7 +230,7 @@ def test_explain_of_a_row_and_of_values(plant: Plant) -> None:
     """The command explains a row by its key as the stored anomaly does, and values without a row."""
     plant.create_model()
     plant.insert("readings_new", 7, np.ones(1), np.array([[150.0, 0.5, -3.0]]))
-    plant.catch_up()
+    plant.catch_up_here()
     by_key = json.loads(plant.run("explain", "turbofan", '{"id": 7}', "--json").stdout)
     by_values = json.loads(plant.run("explain", "turbofan", "[150.0, 0.5, -3.0]", "--json").stdout)
     assert by_key == by_values
@@ -250,13 +250,13 @@ def test_a_table_that_changes_its_shape_is_left_out_with_the_reason(plant: Plant
     """A feature that becomes text stops that table alone, the watermark says why, and it goes on once it is mended."""
     plant.create_table("readings_more")
     plant.create_model(relation="plant.readings_new, plant.readings_more")
-    plant.catch_up()
+    plant.catch_up_here()
     plant.conn.execute("ALTER TABLE plant.readings_more ALTER sensor_2 TYPE text")
     rows = make_readings(np.random.default_rng(1), 3)
     plant.insert("readings_new", 1, np.ones(3), rows)
     plant.insert("readings_more", 1, np.ones(3), rows)
     plant.conn.execute("UPDATE plant.readings_more SET sensor_2 = 'broken' WHERE id = 1")
-    plant.catch_up()
+    plant.catch_up_here()
     counts = "SELECT source_table, count(*) FROM scores GROUP BY 1 ORDER BY 1"
     assert plant.fetch(counts) == [("plant.readings_new", 3)]
     assert plant.fetch("SELECT tables_not_scored FROM model_info") == [
@@ -264,10 +264,10 @@ def test_a_table_that_changes_its_shape_is_left_out_with_the_reason(plant: Plant
     ]
     plant.conn.execute("UPDATE plant.readings_more SET sensor_2 = '0.5' WHERE id = 1")
     plant.conn.execute("ALTER TABLE plant.readings_more ALTER sensor_2 TYPE double precision USING sensor_2::double precision")
-    plant.catch_up()
+    plant.catch_up_here()
     assert plant.fetch(counts) == [("plant.readings_more", 3), ("plant.readings_new", 3)]
     plant.conn.execute("DROP TABLE plant.readings_more")
-    plant.catch_up()
+    plant.catch_up_here()
     assert plant.fetch("SELECT tables_not_scored FROM model_info") == [({"plant.readings_more": "the table is gone"},)]
 
 
@@ -275,7 +275,7 @@ def test_a_table_that_changes_while_serving_does_not_stop_the_others(plant: Plan
     """Between two looks at the catalog a feature is dropped: the running scorer goes on with the other table."""
     plant.create_table("readings_more")
     plant.create_model(relation="plant.readings_new, plant.readings_more")
-    plant.catch_up()
+    plant.catch_up_here()
     process = plant.start()
     try:
         rng = np.random.default_rng(1)

@@ -97,7 +97,7 @@ def test_explanations_have_the_shape_that_kinesis_users_read(plant: Plant) -> No
 def test_a_set_of_rows_is_scored_in_the_order_of_its_query(plant: Plant) -> None:
     """More rows than a block holds, with the row beside its score; booleans and integers are numbers."""
     plant.create_model()
-    plant.catch_up()
+    plant.catch_up_here()
     plant.conn.execute(
         "CREATE TABLE public.asked AS SELECT i AS id, (i % 2 = 0) AS sensor_1, (i % 7)::smallint AS sensor_2,"
         " (i / 10.0)::numeric AS sensor_3 FROM generate_series(1, 1003) i"
@@ -115,7 +115,7 @@ def test_a_set_of_rows_is_scored_in_the_order_of_its_query(plant: Plant) -> None
 def test_a_set_is_one_query_that_only_reads_with_the_caller_s_rights(plant: Plant) -> None:
     """Two statements, a change, or a table that the caller may not read are refused, and nothing happened."""
     plant.create_model()
-    plant.catch_up()
+    plant.catch_up_here()
     for query in (
         "SELECT * FROM plant.readings_historical) AS given; DROP TABLE plant.readings_historical; SELECT * FROM (SELECT 1",
         "WITH gone AS (DELETE FROM plant.readings_historical RETURNING *) SELECT * FROM gone",
@@ -150,7 +150,7 @@ def test_sql_scores_equal_the_stored_ones(plant: Plant) -> None:
         "INSERT INTO plant.readings_new SELECT id + 1000, unit, cycle, sensor_1, sensor_2, sensor_3, _seq + 10000"
         " FROM plant.readings_historical WHERE id <= 30"
     )
-    plant.catch_up()
+    plant.catch_up_here()
     rows = plant.fetch(
         "SELECT s.score, scorer.score('turbofan', ARRAY[r.sensor_1, r.sensor_2, r.sensor_3])"
         " FROM scores s JOIN plant.readings_new r ON s.row_key = jsonb_build_object('id', r.id)"
@@ -168,7 +168,7 @@ def test_more_features_than_a_cube_holds(plant: Plant) -> None:
         values[:, 7] = np.nan if name == "wide_history" else 5.0
         plant.insert(name, 1, np.ones(rows), values)
     plant.create_model(relation="plant.wide_new", query="SELECT * FROM plant.wide_history", features=features)
-    plant.catch_up()
+    plant.catch_up_here()
     vector = ", ".join(f"r.{feature}" for feature in features)
     rows = plant.fetch(
         f"SELECT s.score, scorer.score('turbofan', ARRAY[{vector}])"
@@ -183,7 +183,7 @@ def test_wrong_calls_say_what_is_wrong(plant: Plant) -> None:
     for model in ("none", "turbofan"):
         with pytest.raises(psycopg.errors.UndefinedObject, match="READY"):
             plant.conn.execute("SELECT scorer.score(%s, ARRAY[1.0, 2.0, 3.0])", (model,))
-    plant.catch_up()
+    plant.catch_up_here()
     with pytest.raises(psycopg.errors.InvalidParameterValue, match="2 values given, model turbofan has 3 features"):
         plant.conn.execute("SELECT scorer.score('turbofan', ARRAY[1.0, 2.0])")
     with pytest.raises(psycopg.errors.UndefinedColumn, match="sensor_2"):

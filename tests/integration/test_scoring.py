@@ -7,9 +7,9 @@ import time
 import numpy as np
 import pytest
 
+from scorer.fit import fit_model
 from scorer.forest import RandomCutForest
 from scorer.score import prune_scores
-from scorer.training import fit_model
 from tests.fixtures.plant import FEATURES, Plant, make_readings
 from warehouse.service import Stop
 
@@ -22,7 +22,7 @@ def ready(plant: Plant) -> Plant:
     units = np.arange(400) % 5
     values[(units == 3) & (np.arange(400) >= 200), 0] += 40
     plant.insert("readings_new", 1, units, values)
-    plant.catch_up()
+    plant.catch_up_here()
     return plant
 
 
@@ -82,7 +82,7 @@ def test_updated_rows_are_scored_again(ready: Plant) -> None:
     ready.update("readings_new", 399, sensor_1=100.0, sensor_2=0.5, sensor_3=-3.0)
     ready.update("readings_new", 394, sensor_1=10.0)
     ready.update("readings_new", 1, sensor_3=30.0)
-    ready.catch_up()
+    ready.catch_up_here()
     assert ready.fetch("SELECT count(*), count(DISTINCT row_key) FROM scores") == [(400, 400)]
     after = {
         row[0]: row[1:]
@@ -99,7 +99,7 @@ def test_updated_rows_are_scored_again(ready: Plant) -> None:
     ) == [("sensor_1", "low")]
     # Wrong again after it was cleared: a new anomaly, and the old one stays as history.
     ready.update("readings_new", 399, sensor_1=150.0)
-    ready.catch_up()
+    ready.catch_up_here()
     assert ready.fetch("SELECT status FROM anomalies WHERE row_key = '{\"id\": 399}' ORDER BY id") == [("cleared",), ("open",)]
 
 
@@ -107,18 +107,18 @@ def test_deleted_rows_lose_their_score_and_mark_their_anomaly(ready: Plant) -> N
     """The anomaly stays with its status, the score goes; an incident without open anomalies is closed."""
     ready.delete("readings_new", 399)
     ready.delete("readings_new", 2)
-    ready.catch_up()
+    ready.catch_up_here()
     assert ready.fetch("SELECT count(*) FROM scores") == [(398,)]
     assert ready.fetch("SELECT status FROM anomalies WHERE row_key = '{\"id\": 399}'") == [("source_deleted",)]
     for (row_id,) in ready.fetch("SELECT (row_key ->> 'id')::int FROM anomalies WHERE status = 'open' AND entity = '3'"):
         ready.delete("readings_new", row_id)
-    ready.catch_up()
+    ready.catch_up_here()
     assert ready.fetch("SELECT close_reason FROM incidents WHERE entity = '3' ORDER BY id DESC LIMIT 1") == [
         ("anomalies withdrawn",)
     ]
     # A new row under the key of a deleted one is a new row.
     ready.insert("readings_new", 399, np.array([3]), np.array([[150.0, 0.5, -3.0]]))
-    ready.catch_up()
+    ready.catch_up_here()
     assert ready.fetch("SELECT status FROM anomalies WHERE row_key = '{\"id\": 399}' ORDER BY id") == [
         ("source_deleted",),
         ("open",),
@@ -149,11 +149,11 @@ def test_an_idle_scorer_writes_no_anomalies(ready: Plant) -> None:
 def test_a_delete_before_its_row_was_scored_leaves_nothing(plant: Plant) -> None:
     """Insert, delete and insert again between two runs: one score, of the last row."""
     plant.create_model()
-    plant.catch_up()
+    plant.catch_up_here()
     plant.insert("readings_new", 1, np.array([1]), np.array([[900.0, 0.5, -3.0]]))
     plant.delete("readings_new", 1)
     plant.insert("readings_new", 1, np.array([1]), np.array([[100.0, 0.5, -3.0]]))
-    plant.catch_up()
+    plant.catch_up_here()
     assert plant.fetch("SELECT seq FROM scores") == [(plant.seq,)]
     assert plant.fetch("SELECT count(*) FROM anomalies") == [(0,)]
 
@@ -162,7 +162,7 @@ def test_missing_values_are_no_evidence(plant: Plant) -> None:
     """A row without values is ordinary; a missing sensor has no part in an anomaly."""
     plant.create_model()
     plant.insert("readings_new", 1, np.array([1, 1]), np.array([[np.nan, np.nan, np.nan], [200.0, np.nan, -3.0]]))
-    plant.catch_up()
+    plant.catch_up_here()
     assert plant.fetch("SELECT count(*) FROM scores") == [(2,)]
     assert plant.fetch("SELECT row_key, feature FROM anomalies JOIN anomaly_features ON anomaly_id = id WHERE rank = 1") == [
         ({"id": 2}, "sensor_1")
@@ -177,10 +177,10 @@ def test_several_tables_are_scored_in_the_order_of_the_source(plant: Plant) -> N
     fault = np.full((3, 3), [200.0, 0.5, -3.0])
     plant.insert("readings_new", 1, np.ones(3), fault)
     plant.insert("readings_more", 1, np.ones(3), fault)
-    plant.catch_up(SCORER__BATCH_ROWS="2")
+    plant.catch_up_here(SCORER__BATCH_ROWS="2")
     plant.create_table("readings_much_more")
     plant.insert("readings_much_more", 1, np.ones(3), fault)
-    plant.catch_up()
+    plant.catch_up_here()
     assert plant.fetch("SELECT source_table, count(*) FROM scores GROUP BY 1 ORDER BY 1") == [
         ("plant.readings_more", 3),
         ("plant.readings_much_more", 3),
@@ -192,7 +192,7 @@ def test_several_tables_are_scored_in_the_order_of_the_source(plant: Plant) -> N
 def test_batches_do_not_matter(ready: Plant) -> None:
     """A second model of the same definition, scored in batches of other sizes, finds the same in every detail."""
     ready.create_model("again")
-    ready.catch_up(SCORER__BATCH_ROWS="7")
+    ready.catch_up_here(SCORER__BATCH_ROWS="7")
     found = {name: {"turbofan": [], "again": []} for name in ("scores", "anomalies", "features", "incidents")}
     for name, rows in ready.results().items():
         for row in rows:
@@ -258,7 +258,7 @@ def test_a_payload_always_fits(plant: Plant) -> None:
     for unit in range(200):
         plant.seq += 1
         plant.conn.execute("INSERT INTO plant.readings_new VALUES (%s, %s, 1, 500, 1, 1, %s)", (unit, unit, plant.seq))
-    plant.catch_up()
+    plant.catch_up_here()
     payload = next(listener.notifies(timeout=30, stop_after=1)).payload
     listener.close()
     body = json.loads(payload)
@@ -270,5 +270,5 @@ def test_old_scores_are_pruned_and_not_made_again(ready: Plant) -> None:
     """Retention removes scores; the watermark stays, so nothing is scored a second time."""
     ready.conn.execute("UPDATE scorer.scores SET scored_at = now() - interval '3 days' WHERE (row_key ->> 'id')::int <= 300")
     assert prune_scores(ready.conn, 2.0, Stop(), limit=70) == 300
-    ready.catch_up()
+    ready.catch_up_here()
     assert ready.fetch("SELECT count(*) FROM scores") == [(100,)]

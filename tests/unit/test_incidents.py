@@ -8,14 +8,19 @@ import pytest
 from scorer.incidents import Incident, Row, follow_rows
 
 
+def make_row(entity: str, seq: int, score: float) -> Row:
+    """A row judged by a threshold of 1 and a closing level of 0.5."""
+    return Row(entity, seq, float(seq), score, score > 1.0, score <= 0.5)
+
+
 def follow(scores: list[float], close_after: int = 3, cuts: tuple[int, ...] = ()) -> list[tuple[int, int, int, int, bool]]:
     """Incidents of one entity as (first seq, last seq, anomalies, ordinary rows, closed), rows cut into batches."""
-    rows = [Row("a", seq, float(seq), score) for seq, score in enumerate(scores, start=1)]
+    rows = [make_row("a", seq, score) for seq, score in enumerate(scores, start=1)]
     known: dict[int, Incident] = {}
     bounds = [0, *cuts, len(rows)]
     for first, last in itertools.pairwise(bounds):
         still_open = {i.entity: i for i in known.values() if not i.closed}
-        changed, _ = follow_rows(still_open, rows[first:last], 1.0, close_after)
+        changed, _ = follow_rows(still_open, rows[first:last], close_after)
         for incident in changed:
             incident.id = incident.id or incident.first_seq
             known[incident.first_seq] = incident
@@ -46,15 +51,29 @@ def test_cuts_into_batches_do_not_matter(seed: int) -> None:
     assert follow(scores, 4, cuts) == follow(scores, 4)
 
 
+def test_a_score_between_the_levels_keeps_an_incident_open() -> None:
+    """It is no anomaly, and the run of ordinary rows begins anew after it."""
+    assert follow([2, 0, 0, 0.8, 0, 0, 0.8]) == [(1, 1, 1, 0, False)]
+    assert follow([2, 0.8, 0, 0, 0]) == [(1, 1, 1, 3, True)]
+    assert follow([0.8, 0.8]) == []
+
+
+def test_the_peak_is_the_row_with_the_highest_score() -> None:
+    """Also over batches; of equal ones the first."""
+    first, _ = follow_rows({}, [make_row("a", 1, 2.0), make_row("a", 2, 3.0)], 3)
+    changed, _ = follow_rows({"a": first[0]}, [make_row("a", 3, 3.0), make_row("a", 4, 2.5)], 3)
+    assert [(i.peak_score, i.peak_seq, i.peak_order_value, i.last_seq) for i in changed] == [(3.0, 2, 2.0, 4)]
+
+
 def test_entities_do_not_mix() -> None:
     """Ordinary rows of one entity do not close another's incident, and peaks are each one's own."""
     rows = [
-        Row("a", 1, None, 2.0),
-        Row("b", 2, None, 0.0),
-        Row("b", 3, None, 5.0),
-        Row("b", 4, None, 0.0),
-        Row("a", 5, None, 3.0),
+        make_row("a", 1, 2.0),
+        make_row("b", 2, 0.0),
+        make_row("b", 3, 5.0),
+        make_row("b", 4, 0.0),
+        make_row("a", 5, 3.0),
     ]
-    changed, of_anomalies = follow_rows({}, rows, 1.0, 1)
+    changed, of_anomalies = follow_rows({}, rows, 1)
     assert {i.entity: (i.peak_score, i.closed) for i in changed} == {"a": (3.0, False), "b": (5.0, True)}
     assert [i.entity for i in of_anomalies] == ["a", "b", "a"]
