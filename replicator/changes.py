@@ -19,9 +19,7 @@ from replicator.plan import Plans
 from replicator.position import Position
 from replicator.xa import XaChange
 
-_FIRST_BYTES = 1 << 20
-_FIRST_CHANGES = 4096
-_TRANSACTIONS = 4096
+_TRANSACTIONS = 32768
 _LARGEST_KEPT = 64 << 20
 _SPARE = 2
 
@@ -57,7 +55,7 @@ class Batch:
     def release(self) -> None:
         """Give the arrays back for another batch; nothing may look at them any more."""
         if self.home is not None:
-            self.home.take_back(self.out, self.keys, self.changes)
+            self.home.take_back(self.out, self.keys, self.changes, self.transactions)
 
     def after(self, seq: int) -> Batch:
         """The same batch numbered on from seq, in place; the stream only guesses what was given out before."""
@@ -75,43 +73,50 @@ class Batch:
 class ChangeBuffer:
     """The decoder's output and its state vector.
 
+    Args:
+        first_bytes, first_rows: how large the arrays are at first. Memory is taken only where they are written.
+
     Attributes:
         state: (decode.STATE_CELLS,) int64. out, keys: uint8. changes: decode.CHANGE. transactions: decode.TRANSACTION,
             whose entry behind the whole ones is the transaction at hand. digits: uint8, scratch.
     """
 
-    def __init__(self, seq: int) -> None:
+    def __init__(self, seq: int, first_bytes: int = 1 << 20, first_rows: int = 4096) -> None:
         self.state = np.zeros(decode.STATE_CELLS, np.int64)
         self.state[decode.SEQ] = seq
+        self.state[decode.ENOUGH_ROWS] = self.state[decode.ENOUGH_BYTES] = np.iinfo(np.int64).max
+        self._first_bytes, self._first_rows = first_bytes, first_rows
         self.digits = np.zeros(128, np.uint8)
         self.is_parted = False
-        self._spare: deque[tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.void]]] = deque()
+        self._spare: deque[tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.void], NDArray[np.void]]] = deque()
         self.out: NDArray[np.uint8] = np.empty(0, np.uint8)
         self.keys: NDArray[np.uint8] = np.empty(0, np.uint8)
         self.changes: NDArray[np.void] = np.empty(0, decode.CHANGE)
+        self.transactions: NDArray[np.void] = np.empty(0, decode.TRANSACTION)
         self._allocate()
 
     def _allocate(self, out_bytes: int = 0, keys_bytes: int = 0, rows: int = 0) -> None:
         """Other arrays, as large as those before: ones that came back, or new ones, which take memory where written."""
         sizes = (
-            _size(self.out, out_bytes, _FIRST_BYTES), _size(self.keys, keys_bytes, _FIRST_BYTES),
-            _size(self.changes, rows, _FIRST_CHANGES),
+            _size(self.out, out_bytes, self._first_bytes), _size(self.keys, keys_bytes, self._first_bytes),
+            _size(self.changes, rows, self._first_rows),
         )  # fmt: skip
         while self._spare:
             arrays = self._spare.popleft()
-            if all(size <= len(array) <= _LARGEST_KEPT for size, array in zip(sizes, arrays, strict=True)):
-                self.out, self.keys, self.changes = arrays
+            if all(size <= len(array) <= _LARGEST_KEPT for size, array in zip(sizes, arrays[:3], strict=True)):
+                self.out, self.keys, self.changes, self.transactions = arrays
                 break
         else:
             self.out, self.keys = np.empty(sizes[0], np.uint8), np.empty(sizes[1], np.uint8)
             self.changes = np.empty(sizes[2], decode.CHANGE)
-        self.transactions: NDArray[np.void] = np.zeros(_TRANSACTIONS, decode.TRANSACTION)
+            self.transactions = np.zeros(_TRANSACTIONS, decode.TRANSACTION)
 
-    def take_back(self, out: NDArray[np.uint8], keys: NDArray[np.uint8], changes: NDArray[np.void]) -> None:
+    def take_back(
+        self, out: NDArray[np.uint8], keys: NDArray[np.uint8], changes: NDArray[np.void], transactions: NDArray[np.void]
+    ) -> None:
         """Use these arrays again; called from the thread that is done with them."""
-        whole = changes if changes.base is None else changes.base
         if len(self._spare) < _SPARE:
-            self._spare.append((out, keys, whole))
+            self._spare.append((out, keys, _whole(changes), _whole(transactions)))
 
     @property
     def whole(self) -> int:
@@ -141,7 +146,7 @@ class ChangeBuffer:
     def part(self, plans: Plans, position: Position) -> Batch:
         """All changes of the unfinished transaction, with their arrays, where no whole one waits."""
         assert not self.whole
-        transactions = self.transactions[:1].copy()
+        transactions = self.transactions[:1]
         # as far as it has been read, so that it can be told from those that end before a position
         transactions["end_pos"], transactions["file"] = self.state[decode.LOG_POS], self.state[decode.FILE]
         transactions["changes_end"] = self.rows
@@ -224,6 +229,10 @@ def _origin(transaction: np.void, mariadb: bool, tags: Sequence[str]) -> str:
         return f"{transaction['domain']}-{transaction['server']}"
     tag = tags[int(transaction["domain"])]
     return str(uuid.UUID(bytes=transaction["origin"].tobytes())) + (f":{tag}" if tag else "")
+
+
+def _whole(array: NDArray[np.void]) -> NDArray[np.void]:
+    return array if array.base is None else array.base
 
 
 def _size(array: NDArray[Any], wanted: int, least: int) -> int:

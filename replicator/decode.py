@@ -16,13 +16,15 @@ import numpy as np
 from llvmlite import ir
 from numba import config, njit, types
 from numba.core import cgutils
+from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
 # ---------------------------------------------------------------------------------------------------- dtypes
-# A column of a plan. size: bytes in a row image where fixed, 0 where a length prefix of `prefix` bytes stands before
+# A column of a plan. fixed: bytes in a row image where fixed, 0 where a length prefix of `prefix` bytes stands before
 # the value. text: 0 UTF-8 passes as it is, 1 by a table of 256 entries, 2 never in the kernel, 3 by that and one of 65,536
 # entries for two bytes, 4 and 5 UTF-16 with the high byte first and last, 6 UTF-32. table: where the column's labels or its
-# character table begin.
+# character table begin. integer: bytes of the mirror's type where that is smallint, integer or bigint and the value any number;
+# 0 elsewhere. doubles: how many columns from this one on are DOUBLE and no part of the key, at most DOUBLES.
 COLUMN = np.dtype(
     [
         ("kind", np.uint8),
@@ -30,7 +32,9 @@ COLUMN = np.dtype(
         ("prefix", np.uint8),
         ("is_key", np.uint8),
         ("text", np.uint8),
-        ("size", np.int32),
+        ("integer", np.uint8),
+        ("doubles", np.uint8),
+        ("fixed", np.int32),
         ("width", np.int32),
         ("precision", np.int32),
         ("scale", np.int32),
@@ -39,6 +43,8 @@ COLUMN = np.dtype(
     ],
     align=True,
 )
+# So many bits of NULLs are in eight bytes, wherever they begin.
+DOUBLES = 56
 # A decoder plan, one per version of a table map. fixed_out: the most bytes that a row's tuple takes beside four times
 # the bytes of its image. map_at, map_bytes: the table map's body after its id, in `blob`.
 PLAN = np.dtype(
@@ -56,7 +62,7 @@ PLAN = np.dtype(
 # A change of one row. image: its COPY tuple in `out` (op insert and update); key: the key fields of that tuple in
 # `keys`; old_key: the key fields before the change (update and delete). hard_at: in `out`, the raw row image of a change
 # that holds a value which the kernel leaves to Python; 0 bytes otherwise, and so many below 0 where that value is part of a
-# key. flags: of its rows event, and whether the key before it holds such a value.
+# key. rows_flags: of its rows event, and whether the key before it holds such a value.
 # In a table without a key an update is two changes, a deletion and an insertion, and deletions have images too.
 CHANGE = np.dtype(
     [
@@ -72,7 +78,7 @@ CHANGE = np.dtype(
         ("key_bytes", np.int32),
         ("old_key_bytes", np.int32),
         ("hard_bytes", np.int32),
-        ("flags", np.int32),
+        ("rows_flags", np.int32),
     ],
     align=True,
 )
@@ -94,9 +100,9 @@ TRANSACTION = np.dtype(
     ],
     align=True,
 )
-# A value that the kernels left to Python. change: index of the change; column: index in its plan; at, size: the value in
-# `out`; field: its NULL in the tuple, in `out`.
-LEFT = np.dtype([(name, np.int64) for name in ("change", "column", "at", "size", "field")], align=True)
+# A value that the kernels left to Python. change: index of the change; column: index in its plan; at, value_bytes: the value,
+# in `out`; field: its NULL in the tuple, in `out`.
+LEFT = np.dtype([(name, np.int64) for name in ("change", "column", "at", "value_bytes", "field")], align=True)
 # From a table id to a plan: direct-mapped by the id's low bits.
 SLOT = np.dtype([("table_id", np.int64), ("plan", np.int64)], align=True)
 SLOTS = 1024
@@ -117,7 +123,9 @@ EVENT_AT, EVENT_BYTES, EVENT_TYPE, EVENT_TIME, WANTED_BYTES, PLAN_AT_FAULT, PEND
 BARE, HOLD, COMMITS = 18, 19, 20
 # flags of the rows event at hand; where the last row of a result that was taken begins
 ROWS_FLAGS, ROW_AT = 21, 22
-STATE_CELLS = 24
+# So many changes, or bytes of their tuples, make a batch: consume returns FULL behind the transaction that reaches this.
+ENOUGH_ROWS, ENOUGH_BYTES = 23, 24
+STATE_CELLS = 26
 
 POSTGRES_EPOCH_S = 946_684_800
 POSTGRES_EPOCH_DAYS = 10_957
@@ -133,6 +141,12 @@ for _i in range(256):
 for _i in range(256):
     for _k in range(1, 8):
         _CRC[_k, _i] = (_CRC[_k - 1, _i] >> np.uint32(8)) ^ _CRC[0, _CRC[_k - 1, _i] & np.uint32(0xFF)]
+
+# Powers of x modulo the CRC's polynomial, bits reversed: by these a remainder of 128 bits moves 512 or 128 bits on.
+_FAR, _FAR_HIGH = 0x154442BD4, 0x1C6E41596
+_NEAR, _NEAR_HIGH = 0x1751997D0, 0x0CCAA009E
+# Compiled code is kept per processor, so what this one can do may be a constant there.
+_FOLDS = not config.DISABLE_JIT and "+pclmul" in cpu_target.target_context.codegen().magic_tuple()[2].split(",")
 
 _POW10 = np.array([10**i for i in range(10)], dtype=np.int64)
 _DECIMAL_BYTES = np.array([0, 1, 1, 2, 2, 3, 3, 4, 4, 4], dtype=np.int64)
@@ -203,8 +217,42 @@ def _copy_compiled(typing_context, out, o, data, at, size):
     return types.void(out, types.int64, data, types.int64, types.int64), generate
 
 
+_PAIR = types.UniTuple(types.int64, 2)
+_VECTOR = ir.VectorType(ir.IntType(64), 2)
+
+
+@intrinsic
+def _fold_compiled(typing_context, low, high, next_low, next_high, factor, factor_high):
+    """Carry-less products of low with factor and of high with factor_high, and what comes next, added (exclusive or)."""
+
+    def generate(context, builder, signature, arguments):
+        def vector(low, high):
+            half = builder.insert_element(ir.Constant(_VECTOR, ir.Undefined), low, ir.IntType(32)(0))
+            return builder.insert_element(half, high, ir.IntType(32)(1))
+
+        low, high, next_low, next_high, factor, factor_high = arguments
+        kind = ir.FunctionType(_VECTOR, [_VECTOR, _VECTOR, ir.IntType(8)])
+        multiply = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.pclmulqdq")
+        value, factors = vector(low, high), vector(factor, factor_high)
+        lows = builder.call(multiply, [value, factors, ir.IntType(8)(0x00)])
+        highs = builder.call(multiply, [value, factors, ir.IntType(8)(0x11)])
+        total = builder.xor(builder.xor(lows, highs), vector(next_low, next_high))
+        halves = [builder.extract_element(total, ir.IntType(32)(n)) for n in range(2)]
+        return context.make_tuple(builder, _PAIR, halves)
+
+    return _PAIR(*[types.int64] * 6), generate
+
+
+def _fold_never(low, high, next_low, next_high, factor, factor_high):
+    return low, high
+
+
+_fold = _fold_compiled if _FOLDS else njit(_fold_never)
+
+
 def _bare_pure(array):
-    return array
+    # numpy gives a record's fields as attributes only where the array was asked to
+    return array if array.dtype.names is None else array.view(np.recarray)
 
 
 @intrinsic
@@ -252,7 +300,7 @@ if config.DISABLE_JIT:
     _copy = _copy_pure
 elif config.BOUNDSCHECK:
     # intrinsics know no bounds, so a run that looks for accesses beyond them goes without
-    _bare = njit(_bare_pure)
+    _bare = njit(lambda array: array)
     _load1, _load2, _load4, _load8 = (_sized(_load_checked, n) for n in (1, 2, 4, 8))
     _store1, _store2, _store4, _store8 = (_sized(_store_checked, n) for n in (1, 2, 4, 8))
     _copy = njit(_copy_checked)
@@ -303,29 +351,59 @@ def _put(out, o, value, size):
     return o + size
 
 
+@njit(cache=True, inline="always", nogil=True)
+def _crc_word(c, word):
+    """The CRC register after eight bytes, given as int64, the lowest first."""
+    low = c ^ np.uint32(word & 0xFFFFFFFF)
+    high = np.uint32((word >> 32) & 0xFFFFFFFF)
+    return (
+        _CRC[7, low & 0xFF]
+        ^ _CRC[6, (low >> 8) & 0xFF]
+        ^ _CRC[5, (low >> 16) & 0xFF]
+        ^ _CRC[4, (low >> 24) & 0xFF]
+        ^ _CRC[3, high & 0xFF]
+        ^ _CRC[2, (high >> 8) & 0xFF]
+        ^ _CRC[1, (high >> 16) & 0xFF]
+        ^ _CRC[0, (high >> 24) & 0xFF]
+    )
+
+
 @njit(cache=True, nogil=True)
 def crc32(data, start, end):
-    """The CRC32 (IEEE) of data[start:end], eight bytes a step.
+    """The CRC32 (IEEE) of data[start:end]: 64 bytes a step where the processor multiplies polynomials, else eight.
 
     Args:
         data: (n,) uint8.
 
-    Source: Kounavis and Berry 2005, "A Systematic Approach to Building High Performance Software-based CRC Generators".
+    Source: Kounavis and Berry 2005, "A Systematic Approach to Building High Performance Software-based CRC Generators";
+        Gopal et al. 2009, "Fast CRC Computation for Generic Polynomials Using PCLMULQDQ Instruction".
     """
+    data = _bare(data)
     c = np.uint32(0xFFFFFFFF)
     at = start
+    if _FOLDS and end - at >= 64:
+        # four remainders of 128 bits, each of every fourth block of 16 bytes
+        a, b = _load8(data, at) ^ 0xFFFFFFFF, _load8(data, at + 8)
+        a1, b1 = _load8(data, at + 16), _load8(data, at + 24)
+        a2, b2 = _load8(data, at + 32), _load8(data, at + 40)
+        a3, b3 = _load8(data, at + 48), _load8(data, at + 56)
+        at += 64
+        while end - at >= 64:
+            a, b = _fold(a, b, _load8(data, at), _load8(data, at + 8), _FAR, _FAR_HIGH)
+            a1, b1 = _fold(a1, b1, _load8(data, at + 16), _load8(data, at + 24), _FAR, _FAR_HIGH)
+            a2, b2 = _fold(a2, b2, _load8(data, at + 32), _load8(data, at + 40), _FAR, _FAR_HIGH)
+            a3, b3 = _fold(a3, b3, _load8(data, at + 48), _load8(data, at + 56), _FAR, _FAR_HIGH)
+            at += 64
+        a, b = _fold(a, b, a1, b1, _NEAR, _NEAR_HIGH)
+        a, b = _fold(a, b, a2, b2, _NEAR, _NEAR_HIGH)
+        a, b = _fold(a, b, a3, b3, _NEAR, _NEAR_HIGH)
+        while end - at >= 16:
+            a, b = _fold(a, b, _load8(data, at), _load8(data, at + 8), _NEAR, _NEAR_HIGH)
+            at += 16
+        # a remainder has the CRC of all that it stands for
+        c = _crc_word(_crc_word(np.uint32(0), a), b)
     while at + 8 <= end:
-        low = c ^ np.uint32(_little(data, at, 4))
-        c = (
-            _CRC[7, low & 0xFF]
-            ^ _CRC[6, (low >> 8) & 0xFF]
-            ^ _CRC[5, (low >> 16) & 0xFF]
-            ^ _CRC[4, (low >> 24) & 0xFF]
-            ^ _CRC[3, data[at + 4]]
-            ^ _CRC[2, data[at + 5]]
-            ^ _CRC[1, data[at + 6]]
-            ^ _CRC[0, data[at + 7]]
-        )
+        c = _crc_word(c, _load8(data, at))
         at += 8
     while at < end:
         c = (c >> np.uint32(8)) ^ _CRC[0, (c ^ np.uint32(data[at])) & np.uint32(0xFF)]
@@ -860,6 +938,34 @@ def _put_value(column, data, at, size, out, o, blob, labels, digits):
 
 
 # ---------------------------------------------------------------------------------------------------- rows
+@njit(cache=True, inline="always", nogil=True)
+def _put_doubles(data, at, count, out, o):
+    """Write so many DOUBLEs of a row image as COPY fields; the offset after them."""
+    for _ in range(count):
+        _store4(out, o, 8)
+        _store8(out, o + 4, _load8(data, at))
+        at += 8
+        o += 12
+    return o
+
+
+@njit(cache=True, inline="always", nogil=True)
+def _has_null(data, nulls, first, count):
+    """Whether one of so many columns from the first on is NULL; at most 56 of them."""
+    bits = _load8(data, nulls + (first >> 3)) >> (first & 7)
+    return bits & ((np.int64(1) << count) - 1) != 0
+
+
+@njit(cache=True, inline="always", nogil=True)
+def _extended(data, at, size, unsigned):
+    """An integer of `size` bytes, with its sign; up to eight bytes are read."""
+    shift = 64 - 8 * size
+    value = _load8(data, at) << shift
+    if unsigned:
+        return np.int64(np.uint64(value) >> np.uint64(shift))
+    return value >> shift
+
+
 @njit(cache=True, nogil=True)
 def _read_image(data, at, end, plan, columns, blob, labels, full, out, o, keys, k, digits):
     """Read one row image; write its tuple's fields into out (where full) and its key fields into keys.
@@ -875,24 +981,26 @@ def _read_image(data, at, end, plan, columns, blob, labels, full, out, o, keys, 
     hard_key = 0
     if at > end:
         return np.int64(-1), o, k, hard, hard_key
-    for i in range(count):
+    i = np.int64(0)
+    while i < count:
         column = columns[plan.first + i]
+        doubles = np.int64(column.doubles)
+        # most sensor readings are DOUBLE, so the columns of a row are mostly runs of these
+        if doubles > 0 and at + 8 * doubles <= end and not _has_null(data, nulls, i, doubles):
+            if full:
+                o = _put_doubles(data, at, doubles, out, o)
+            at += 8 * doubles
+            i += doubles
+            continue
         if (data[nulls + (i >> 3)] >> (i & 7)) & 1:
             if full:
                 o = _put_null(out, o)
             if column.is_key:
                 k = _put_null(keys, k)
+            i += 1
             continue
-        if column.kind == 7 and column.is_key == 0:
-            # most sensor readings are DOUBLE, and this is all that there is to one
-            if at + 8 > end:
-                return np.int64(-1), o, k, hard, hard_key
-            if full:
-                o = _put(out, o, 8, 4)
-                o = _put(out, o, _load8(data, at), 8)
-            at += 8
-            continue
-        size = np.int64(column.size)
+        i += 1
+        size = np.int64(column.fixed)
         if size == 0:
             prefix = np.int64(column.prefix)
             if at + prefix > end:
@@ -901,7 +1009,14 @@ def _read_image(data, at, end, plan, columns, blob, labels, full, out, o, keys, 
             at += prefix
         if size < 0 or at + size > end:
             return np.int64(-1), o, k, hard, hard_key
-        if full:
+        integer = np.int64(column.integer)
+        if integer > 0:
+            value = _extended(data, at, size, column.unsigned)
+            if full:
+                o = _put(out, _put(out, o, integer, 4), value, integer)
+            if column.is_key:
+                k = _put(keys, _put(keys, k, integer, 4), value, integer)
+        elif full:
             start = o
             o, left = _put_value(column, data, at, size, out, o, blob, labels, digits)
             hard |= left
@@ -946,7 +1061,7 @@ def _read_keyless_rows(data, at, end, kind, p, plan, columns, blob, labels, out,
         change.op = DELETE if is_before else INSERT
         change.seq = seq
         change.commit_us = commit_us
-        change.flags = state[ROWS_FLAGS]
+        change.rows_flags = state[ROWS_FLAGS]
         change.key_bytes = 0
         change.old_key_bytes = 0
         change.hard_bytes = 0
@@ -991,12 +1106,14 @@ def _read_rows(data, at, end, kind, p, plan, columns, blob, labels, out, keys, c
     if width != count:
         return MALFORMED
     for _ in range(2 if kind == UPDATE else 1):
-        for i in range(count):
-            if at + (i >> 3) >= end:
-                return MALFORMED
-            if not (data[at + (i >> 3)] >> (i & 7)) & 1:
+        bitmap_end = at + (count + 7) // 8
+        if bitmap_end > end:
+            return MALFORMED
+        for i in range(at, bitmap_end):
+            present = 0xFF if i + 1 < bitmap_end or count & 7 == 0 else (1 << (count & 7)) - 1
+            if data[i] & present != present:
                 return PARTIAL_IMAGE
-        at += (count + 7) // 8
+        at = bitmap_end
     flags = state[ROWS_FLAGS]
     if plan.keys == 0:
         return _read_keyless_rows(
@@ -1012,7 +1129,7 @@ def _read_rows(data, at, end, kind, p, plan, columns, blob, labels, out, keys, c
         change.op = kind
         change.seq = seq
         change.commit_us = commit_us
-        change.flags = flags
+        change.rows_flags = flags
         change.hard_bytes = 0
         change.old_key_bytes = 0
         change.key_bytes = 0
@@ -1028,7 +1145,7 @@ def _read_rows(data, at, end, kind, p, plan, columns, blob, labels, out, keys, c
             if hard_key:
                 # the row cannot be found again, so Python sets the change aside
                 bad = True
-                change.flags |= HARD_OLD_KEY
+                change.rows_flags |= HARD_OLD_KEY
         if kind != DELETE:
             change.image = o
             change.key = k
@@ -1059,15 +1176,22 @@ def _read_rows(data, at, end, kind, p, plan, columns, blob, labels, out, keys, c
 # ---------------------------------------------------------------------------------------------------- events
 @njit(cache=True, inline="always", nogil=True)
 def _same(data, at, blob, start, size):
-    for k in range(size):
+    k = np.int64(0)
+    while k + 8 <= size:
+        if _load8(data, at + k) != _load8(blob, start + k):
+            return False
+        k += 8
+    while k < size:
         if data[at + k] != blob[start + k]:
             return False
+        k += 1
     return True
 
 
 @njit(cache=True, nogil=True)
 def commit(state, transactions):
     """Close the transaction at hand."""
+    transactions = _bare(transactions)
     tx = transactions[state[TRANSACTIONS]]
     tx.changes_end = state[CHANGES]
     tx.out_end = state[OUT]
@@ -1075,6 +1199,10 @@ def commit(state, transactions):
     tx.end_pos = state[LOG_POS]
     tx.file = state[FILE]
     state[TRANSACTIONS] += 1
+    if state[TRANSACTIONS] < transactions.shape[0]:
+        # what begins without a GTID must not take over one that stood here
+        tx = transactions[state[TRANSACTIONS]]
+        tx.number = tx.domain = tx.server = tx.commit_us = 0
     state[COMMITS] += 1
     state[IN_TRANSACTION] = 0
     state[PENDING] = 0
@@ -1098,13 +1226,15 @@ def _begin(state, tx, data, at, end, kind, time_s):
         tx.number = _little(data, at, 8)
         tx.domain = _little(data, at + 8, 4)
         tx.server = _little(data, at - 14, 4)
+        for i in range(16):
+            tx.origin[i] = 0
         # bit 0: a statement that stands alone (DDL); then no commit follows
         state[IN_TRANSACTION] = 0 if data[at + 12] & 1 else 1
         state[PENDING] = 1
         return True
     if end - at < 25:
         return False
-    tx.domain = 0
+    tx.domain = tx.server = 0
     if kind == 33:
         tx.number = _little(data, at + 17, 8)
     for i in range(16):
@@ -1131,14 +1261,16 @@ def consume(data, end, state, slots, plans, columns, blob, labels, out, keys, ch
 
     Returns:
         NEED_DATA: the next packet is not whole (WANTED_BYTES: at least so many from AT on). EVENT: the event at EVENT_AT
-        is for Python; AT is already behind it. FULL: an output array has no room; call again with a larger one. SPLIT:
+        is for Python; AT is already behind it. FULL: an output array has no room for what is at AT, or a
+        transaction ended and there is enough for a batch. SPLIT:
         the packet at AT is continued in the next. SERVER_ERROR, SERVER_EOF: the packet at AT says so. Otherwise what is
         wrong with the event at EVENT_AT.
     """
     data, state, out, keys, blob, labels, digits = (
         _bare(data), _bare(state), _bare(out), _bare(keys), _bare(blob), _bare(labels), _bare(digits),
     )  # fmt: skip
-    plans, columns, changes, transactions = _bare(plans), _bare(columns), _bare(changes), _bare(transactions)
+    slots, plans, columns = _bare(slots), _bare(plans), _bare(columns)
+    changes, transactions = _bare(changes), _bare(transactions)
     while True:
         at = state[AT]
         if state[BARE]:
@@ -1195,7 +1327,7 @@ def consume(data, end, state, slots, plans, columns, blob, labels, out, keys, ch
                 whole += np.int64(1) << 32
             state[LOG_POS] = whole
         tx = transactions[state[TRANSACTIONS]]
-        hand_over = False
+        hand_over = is_enough = False
         if state[HOLD]:
             hand_over = True
         elif kind == 19:
@@ -1236,6 +1368,7 @@ def consume(data, end, state, slots, plans, columns, blob, labels, out, keys, ch
             if state[IN_TRANSACTION] == 0:
                 return MALFORMED
             commit(state, transactions)
+            is_enough = state[CHANGES] >= state[ENOUGH_ROWS] or state[OUT] >= state[ENOUGH_BYTES]
         elif kind == 33 or kind == 34 or kind == 162:
             if state[IN_TRANSACTION] != 0 or not _begin(state, tx, data, body, stop, kind, time_s):
                 return MALFORMED
@@ -1250,6 +1383,7 @@ def consume(data, end, state, slots, plans, columns, blob, labels, out, keys, ch
                 state[IN_TRANSACTION] = 1
             elif stop - text == 6 and _big(data, text, 6) == 0x434F4D4D4954 and state[IN_TRANSACTION]:  # COMMIT
                 commit(state, transactions)
+                is_enough = state[CHANGES] >= state[ENOUGH_ROWS] or state[OUT] >= state[ENOUGH_BYTES]
             else:
                 hand_over = True
         else:
@@ -1258,6 +1392,8 @@ def consume(data, end, state, slots, plans, columns, blob, labels, out, keys, ch
         state[JOINED] = 0
         if hand_over:
             return EVENT
+        if is_enough:
+            return FULL
 
 
 # ---------------------------------------------------------------------------------------------------- result sets
@@ -1407,7 +1543,7 @@ def consume_result(data, end, state, p, plan, columns, blob, labels, out, change
         seq = state[SEQ] + 1
         change.plan, change.op, change.seq, change.commit_us = p, INSERT, seq, -1
         change.image = o
-        change.hard_bytes = change.old_key_bytes = change.key_bytes = change.flags = 0
+        change.hard_bytes = change.old_key_bytes = change.key_bytes = change.rows_flags = 0
         hard = 0
         o = _put(out, o, count + 3, 2)
         for i in range(count):
@@ -1517,6 +1653,7 @@ def find_left(rows, changes, out, plans, columns, is_result, left):
     Returns:
         How many were found.
     """
+    changes, plans, columns, left = _bare(changes), _bare(plans), _bare(columns), _bare(left)
     found = 0
     skip = 2 if is_result else 0
     nulls = 1 if is_result else 0
@@ -1535,13 +1672,13 @@ def find_left(rows, changes, out, plans, columns, is_result, left):
                 if is_result:
                     at, size = _result_value_size(column, out, at)
                 else:
-                    size = np.int64(column.size)
+                    size = np.int64(column.fixed)
                     if size == 0:
                         size = _little(out, at, np.int64(column.prefix))
                         at += column.prefix
                 if field_bytes == 0xFFFFFFFF:
                     entry = left[found]
-                    entry.change, entry.column, entry.at, entry.size, entry.field = r, i, at, size, field
+                    entry.change, entry.column, entry.at, entry.value_bytes, entry.field = r, i, at, size, field
                     found += 1
                 at += size
             field += 4 + (field_bytes if field_bytes != 0xFFFFFFFF else 0)
@@ -1626,6 +1763,7 @@ def gather(rows, changes, source, target):
     Args:
         rows: (n,) int64. source, target: uint8; target is modified in place and must be large enough.
     """
+    changes = _bare(changes)
     o = np.int64(0)
     for r in rows:
         size = np.int64(changes[r].image_bytes)
@@ -1664,6 +1802,7 @@ def gather_hashed(rows, changes, source, columns, more, target):
     Returns:
         The number of bytes.
     """
+    changes = _bare(changes)
     o = np.int64(0)
     for n in range(rows.shape[0]):
         change = changes[rows[n]]
@@ -1734,6 +1873,7 @@ def cancel(rows, changes, out, columns, kept, groups, buckets):
 @njit(cache=True, nogil=True)
 def renumber(changes, out, shift):
     """Add shift to the _seq of changes, in their records and in their tuples in out; both modified in place."""
+    changes = _bare(changes)
     for i in range(changes.shape[0]):
         change = changes[i]
         change.seq += shift
@@ -1752,6 +1892,7 @@ def stage_keys(chosen, entries, keys, key_columns, target):
     Returns:
         The number of bytes.
     """
+    entries = _bare(entries)
     o = np.int64(0)
     for i in chosen:
         entry = entries[i]

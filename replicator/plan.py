@@ -23,6 +23,8 @@ _FIXED_BYTES = {
     Kind.TINY: 1, Kind.SHORT: 2, Kind.INT24: 3, Kind.LONG: 4, Kind.LONGLONG: 8, Kind.FLOAT: 4, Kind.DOUBLE: 8,
     Kind.YEAR: 1, Kind.DATE: 3, Kind.OLD_TIME: 3, Kind.OLD_DATETIME: 8, Kind.OLD_TIMESTAMP: 4,
 }  # fmt: skip
+# Of the mirror's type, for signed and unsigned ones; an unsigned BIGINT becomes a numeric.
+_INTEGER_BYTES = {Kind.TINY: (2, 2), Kind.SHORT: (2, 4), Kind.INT24: (4, 4), Kind.LONG: (4, 8), Kind.LONGLONG: (8, 0)}
 _BEHIND_LENGTH = frozenset({Kind.TEXT, Kind.BYTES, Kind.JSON, Kind.GEOMETRY, Kind.VECTOR, Kind.UUID, Kind.INET})
 _TIME_BYTES = {Kind.TIME: 3, Kind.DATETIME: 5, Kind.TIMESTAMP: 4}
 TEXT_AS_IT_IS, TEXT_BY_TABLE, TEXT_BY_PYTHON, TEXT_BY_PAIRS = 0, 1, 2, 3
@@ -74,6 +76,7 @@ class Plans:
                 packed, most = self._pack(column, is_key=i in key)
                 self._columns.append(packed)
                 fixed_out += most
+            self._count_doubles(columns, key, first)
         map_at = self._store(map_body)
         count = len(columns) if wanted else 0
         self._plans.append((wanted, first, count, len(key), fixed_out, map_at, len(map_body)))
@@ -81,6 +84,15 @@ class Plans:
         self.sources.append(columns)
         self._freeze()
         return len(self._plans) - 1
+
+    def _count_doubles(self, columns: tuple[Column, ...], key: Sequence[int], first: int) -> None:
+        """Note in each column how many from there on are DOUBLE and no part of the key."""
+        place = (decode.COLUMN.names or ()).index("doubles")
+        run = 0
+        for i in range(len(columns) - 1, -1, -1):
+            run = min(run + 1, decode.DOUBLES) if columns[i].kind is Kind.DOUBLE and i not in key else 0
+            packed = self._columns[first + i]
+            self._columns[first + i] = (*packed[:place], run, *packed[place + 1 :])
 
     def bind(self, table_id: int, plan: int) -> None:
         """Let rows events with this table id use a plan."""
@@ -158,8 +170,9 @@ class Plans:
                 raw = label.encode("latin-1" if column.charset == BINARY else "utf-8")
                 self._labels += [self._store(raw), len(raw)]
                 most += len(raw) + 1
+        integer = _INTEGER_BYTES.get(kind, (0, 0))[column.unsigned]
         record = (
-            kind, column.unsigned, prefix, is_key, text, size, column.width, column.precision, column.scale, table,
+            kind, column.unsigned, prefix, is_key, text, integer, 0, size, column.width, column.precision, column.scale, table,
             len(column.labels),
         )  # fmt: skip
         return record, most

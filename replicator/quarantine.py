@@ -76,7 +76,7 @@ def take_tuple(changes: NDArray[np.void], out: NDArray[np.uint8], i: int, reason
 
 
 def _disarm(changes: NDArray[np.void], i: int) -> None:
-    has_old_key = changes["op"][i] == decode.UPDATE and not changes["flags"][i] & decode.HARD_OLD_KEY
+    has_old_key = changes["op"][i] == decode.UPDATE and not changes["rows_flags"][i] & decode.HARD_OLD_KEY
     changes["op"][i] = decode.DELETE if has_old_key else _NOTHING
     changes["image_bytes"][i] = changes["hard_bytes"][i] = 0
 

@@ -57,8 +57,10 @@ class Stream(RareEvents):
         self.plans = Plans(self.charsets)
         self._mariadb = source.flavor == "mariadb"
         self._files = [position.file]
-        self._changes = ChangeBuffer(seq)
+        # Room for two batches and the events that reach their ends; only what is larger is handed on in parts.
+        self._changes = ChangeBuffer(seq, 9 * settings.batch_bytes // 4, 9 * settings.batch_rows // 4)
         self._state = self._changes.state
+        self._state[decode.ENOUGH_ROWS], self._state[decode.ENOUGH_BYTES] = settings.batch_rows, settings.batch_bytes
         self._state[decode.LOG_POS] = position.pos
         # Until the first FORMAT_DESCRIPTION says otherwise; see dump.py.
         self._state[decode.CHECKSUM] = True
@@ -106,7 +108,7 @@ class Stream(RareEvents):
                 yield from self._handle_event()
             elif code == decode.SPLIT:
                 self._state[decode.JOINED] = self._socket_packets.join_packets()
-            elif not self._changes.whole and self._is_full():
+            elif not self._changes.whole and self._is_full(1 if self._changes.is_parted else 2):
                 yield replace(self._changes.part(self.plans, self.position), files=tuple(self._files), tags=tuple(self._tags))
             elif code == decode.NEED_DATA and self._outer:
                 self._read_packed()
@@ -128,10 +130,11 @@ class Stream(RareEvents):
             return False
         return self._is_full() or not self._socket_packets.can_read(max(0.0, linger_until - time.monotonic()))
 
-    def _is_full(self) -> bool:
-        """True where enough is decoded for a batch; a transaction that is not yet whole is then handed on in parts."""
+    def _is_full(self, batches: int = 1) -> bool:
+        """True where so many batches are decoded. A transaction that is not whole after two is handed on in parts."""
         state, settings = self._state, self.settings
-        return bool(state[decode.CHANGES] >= settings.batch_rows or state[decode.OUT] >= settings.batch_bytes)
+        rows, size = batches * settings.batch_rows, batches * settings.batch_bytes
+        return bool(state[decode.CHANGES] >= rows or state[decode.OUT] >= size)
 
     def _consume(self) -> int:
         packets, changes, plans = self._packets, self._changes, self.plans

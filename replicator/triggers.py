@@ -32,9 +32,8 @@ def find_triggers(batch: Batch, tables: Rows, registry: Registry) -> Rows:
         table = registry.tables.get(parent)
         if table is None:
             continue
-        rows = np.nonzero(
-            (tables == table.number) & (changes["op"] != decode.INSERT) & (changes["flags"] & decode.NO_FOREIGN_KEY_CHECKS == 0)
-        )[0]
+        cascades = changes["rows_flags"] & decode.NO_FOREIGN_KEY_CHECKS == 0
+        rows = np.nonzero((tables == table.number) & (changes["op"] != decode.INSERT) & cascades)[0]
         if len(rows):
             found.append(_cascading(batch, table, rows, registry))
     return np.sort(np.concatenate(found)) if found else _NONE

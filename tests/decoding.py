@@ -125,6 +125,8 @@ def make_stream(
     stream._state = stream._changes.state
     stream._state[decode.LOG_POS] = 4
     stream._state[decode.CHECKSUM] = checksum
+    stream._state[decode.ENOUGH_ROWS] = stream.settings.batch_rows
+    stream._state[decode.ENOUGH_BYTES] = stream.settings.batch_bytes
     stream._renewed_seq, stream._renewed = None, False
     RareEvents.__init__(stream, prepared or {})
     stream._packets = stream._socket_packets = FedPackets(pieces)

@@ -73,6 +73,37 @@ def test_a_huge_transaction_comes_in_parts() -> None:
     assert all(position == (False, "1") for position in positions[1:-1])
 
 
+def test_a_batch_ends_with_the_transaction_that_fills_it() -> None:
+    """Transactions are not torn for the sake of a batch's size: one below two batches comes whole, and nothing behind it."""
+    binlog = Binlog()
+    for number in range(1, 6):
+        binlog.add_transaction(number, [MAP, rows(*range(100 * number, 100 * number + 15))])
+    settings = ReplicatorSettings(linger_ms=0, batch_rows=10)
+    stream = make_stream([binlog.stream()], Tables({"t": (0,)}), settings=settings)
+    sizes = []
+    for item in stream.items():
+        if isinstance(item, Idle):
+            break
+        sizes.append((item.whole, len(item.changes), len(item.transactions)))
+    assert sizes == [(True, 15, 1)] * 5
+
+
+def test_arrays_that_come_back_leave_nothing_behind() -> None:
+    """A transaction without a GTID, decoded into arrays that held one with a GTID, has no number."""
+    binlog = Binlog()
+    binlog.add_transaction(1, [MAP, rows(1)])
+    stream = make_stream([binlog.stream()], Tables({"t": (0,)}))
+    items = stream.items()
+    first = next(items)
+    assert int(first.transactions[0]["number"]) == 1
+    first.release()
+    stream._changes._allocate()
+    stream._changes._allocate()
+    stream._changes.transactions[0] = first.transactions[0]
+    decode.commit(stream._state, stream._changes.transactions)
+    assert int(stream._changes.transactions[1]["number"]) == 0
+
+
 def test_numbers_after_what_others_took() -> None:
     """A batch can be numbered anew, in its records and in its tuples."""
     binlog = Binlog()

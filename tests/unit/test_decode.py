@@ -2,7 +2,10 @@
 
 import datetime
 import decimal
+import os
 import struct
+import subprocess
+import sys
 import zlib
 
 import numpy as np
@@ -417,11 +420,67 @@ def test_a_change_logged_as_a_statement() -> None:
 
 
 # ---------------------------------------------------------------------------------------------------- pieces
-@pytest.mark.parametrize("size", [0, 1, 7, 8, 9, 63, 64, 1000])
+@pytest.mark.parametrize("size", [0, 1, 7, 8, 9, 63, 64, 65, 79, 80, 81, 127, 128, 200, 1000])
 def test_crc32_is_zlibs(size: int) -> None:
-    """The same number for every length around the eight bytes of a step."""
+    """The same number for every length around the 8, 16 and 64 bytes of the steps."""
     data = bytes((7 * i + size) % 256 for i in range(size + 3))
     assert int(decode.crc32(np.frombuffer(data, np.uint8), 3, len(data))) == zlib.crc32(data[3:])
+
+
+def test_runs_of_doubles_with_a_null_anywhere() -> None:
+    """Seventy DOUBLEs in a row, one of them the key: without a NULL, and with one at each place in turn."""
+    count, key_at = 70, 11
+    fields = [Field(f"d{n}", 5, b"\x08") for n in range(count)]
+    made = []
+    for null in range(-1, count):
+        values: list[bytes | None] = [struct.pack("<d", 1000 * (null + 1) + n) for n in range(count)]
+        if null >= 0 and null != key_at:
+            values[null] = None
+        made.append(values)
+    binlog = Binlog()
+    rows = write_rows(7, count, [write_image(values) for values in made])
+    table_map = write_table_map(7, "plant", "readings", fields, [key_at])
+    binlog.add_transaction(1, [(Event.TABLE_MAP, table_map), (Event.WRITE_ROWS, rows)])
+    walked = walk(make_stream([binlog.stream()], Tables({"readings": (key_at,)})))
+    turned = [tuple(None if value is None else value[::-1] for value in values) for values in made]
+    assert [change.fields[:count] for change in walked.changes] == turned
+    assert [change.key for change in walked.changes] == [(values[key_at],) for values in turned]
+
+
+@pytest.mark.parametrize("unsigned", [False, True])
+def test_integers_at_their_ends(unsigned: bool) -> None:
+    """Every size of integer, as a value and as the key, at the ends of its range and on both sides of zero."""
+    sizes = {1: 1, 2: 2, 9: 3, 3: 4, 8: 8}
+    for kind, size in sizes.items():
+        bits = 8 * size
+        low, high = (0, (1 << bits) - 1) if unsigned else (-(1 << bits - 1), (1 << bits - 1) - 1)
+        numbers = sorted({low, low + 1, 0, 1, high - 1, high, *(() if unsigned else (-1,))})
+        fields = [Field("id", kind, unsigned=unsigned), Field("n", kind, unsigned=unsigned)]
+        raw = [number.to_bytes(size, "little", signed=not unsigned) for number in numbers]
+        binlog = Binlog()
+        rows = write_rows(7, 2, [write_image([value, value]) for value in raw])
+        table_map = write_table_map(7, "plant", "readings", fields, [0])
+        delete = (Event.DELETE_ROWS, write_rows(7, 2, [write_image([value, value]) for value in raw]))
+        binlog.add_transaction(1, [(Event.TABLE_MAP, table_map), (Event.WRITE_ROWS, rows), delete])
+        tables = Tables({"readings": (0,)})
+        walked = walk(make_stream([binlog.stream()], tables))
+        columns = tables.maps[0].columns
+        assert columns is not None
+        inserts, deletes = walked.changes[: len(numbers)], walked.changes[len(numbers) :]
+        assert [[load(field, columns[0]) for field in change.fields[:2]] for change in inserts] == [[n, n] for n in numbers]
+        assert [load(change.key[0], columns[0]) for change in inserts] == numbers
+        assert [load(change.old_key[0], columns[0]) for change in deletes] == numbers
+
+
+def test_the_kernels_run_uncompiled() -> None:
+    """The same results without compilation, where a debugger can step through the kernels."""
+    chosen = "rows_keys or twin or doubles or (crc32 and not 100) or whole"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", f"({chosen}) and not uncompiled"]
+    done = subprocess.run(
+        command, env=os.environ | {"NUMBA_DISABLE_JIT": "1"}, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert " passed" in done.stdout
 
 
 def test_days_from_civil_are_pythons() -> None:
