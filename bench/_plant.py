@@ -25,6 +25,7 @@ from replicator.items import Choice
 from replicator.mirror import MirrorTable
 from replicator.position import Position
 from replicator.schema import Registry
+from replicator.selection import Selection
 from replicator.source import Source
 from replicator.stream import Stream
 from replicator.tablemap import TableMap
@@ -182,7 +183,7 @@ def open_stream(plant: Plant, start: Position) -> Stream:
 
 def mirror_table(plant: Plant) -> MirrorTable:
     """The bench's table as the replicator sees it."""
-    registry = Registry(Source(plant.settings.source), "plant", (NAME,))
+    registry = Registry(Source(plant.settings.source), "plant", Selection((NAME,)))
     table = registry.discover(NAME, is_new=True)
     assert table is not None
     return table

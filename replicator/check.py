@@ -14,6 +14,7 @@ from typing import Any, Literal
 from replicator.cascades import find_foreign_keys
 from replicator.errors import PreflightFailed, SourceRefused, TableProblem
 from replicator.schema import Registry
+from replicator.selection import Selection
 from replicator.source import Source
 from warehouse.db import Connection
 from warehouse.errors import SchemaOutdated
@@ -53,7 +54,7 @@ def find_problems(source: Source, conn: Connection, settings: Settings) -> list[
     """
     variables = source.variables()
     findings = [*_check_binlog(source, variables), *_check_rights(source, settings), *check_server_id(source, settings)]
-    findings += _check_tables(source, settings)
+    findings += _check_tables(source, conn, settings)
     findings += _check_warehouse(conn, settings)
     return sorted(findings, key=lambda finding: finding.severity != "fatal")
 
@@ -169,8 +170,12 @@ def _find_namesake(source: Source, server_id: int) -> str | None:
     return None
 
 
-def _check_tables(source: Source, settings: Settings) -> Iterator[Finding]:
-    registry = Registry(source, settings.source.name, settings.source.tables)
+def _check_tables(source: Source, conn: Connection, settings: Settings) -> Iterator[Finding]:
+    selection = Selection(settings.source.tables, settings.source.excluded_columns)
+    # a warehouse that is not migrated is reported by _check_warehouse
+    if conn.execute("SELECT to_regclass('warehouse.table_choices') IS NOT NULL").fetchone() == (True,):
+        selection.read(conn, settings.source.name)
+    registry = Registry(source, settings.source.name, selection, settings.source.schema_prefix)
     names = [name for name in sorted(source.table_names()) if registry.matches(name)]
     if not names:
         yield Finding(

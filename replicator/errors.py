@@ -93,5 +93,13 @@ class LockRefused(TableProblem):
     """A table whose copy must be read at one position cannot be locked for a moment."""
 
 
+class FilterUnmet(TableProblem):
+    """A column that is to be left out cannot be: it is not there, or rows are found by it."""
+
+
+class MirrorTaken(TableProblem):
+    """Another source writes to the mirror that the table would have."""
+
+
 class LostParent(TableProblem):
     """A table that foreign-key cascades change, and where they come from is not replicated."""

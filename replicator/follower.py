@@ -139,6 +139,8 @@ class Follower:
             return
         with nullcontext() if self._ahead is None else self._ahead.hold():
             self.registry.read_foreign_keys()
+            with wrap_errors():
+                self.registry.refuse_taken(self.conn)
             groups = self.registry.families([table for table in self.registry.by_number if table.resync])
             for tables in groups:
                 self.seq = copy_tables(self.conn, self.source, self.registry, tables, self.seq, self.stop)

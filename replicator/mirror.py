@@ -16,7 +16,7 @@ from replicator.position import Position
 from replicator.typemap import ROW_HASH, Column
 from warehouse.db import read_queries
 
-State = Literal["Snapshotting", "Synced", "Failed", "ResyncRequired", "DroppedSource"]
+State = Literal["Snapshotting", "Synced", "Failed", "ResyncRequired", "DroppedSource", "Removed"]
 QUERIES = read_queries("replicator")
 LIVE: frozenset[State] = frozenset({"Snapshotting", "Synced"})
 

@@ -41,6 +41,27 @@ UPDATE warehouse.sources SET heard_at = clock_timestamp(),
     lag_ms = greatest(0, extract(epoch FROM clock_timestamp() - coalesce(%(committed_at)s, clock_timestamp())) * 1000)
 WHERE source = %(source)s
 
+-- name: read_table_choices
+SELECT pattern, wanted FROM warehouse.table_choices WHERE source = %(source)s ORDER BY id DESC
+
+-- name: read_column_choices
+SELECT table_name, column_name, excluded FROM warehouse.column_choices WHERE source = %(source)s
+
+-- name: read_filters
+SELECT table_name, excluded_columns FROM warehouse.tables WHERE source = %(source)s AND excluded_columns <> '{}'
+
+-- name: read_filter
+SELECT t.excluded_columns, to_regclass(format('%%I.%%I', split_part(t.mirror, '.', 1), substr(t.mirror, strpos(t.mirror, '.') + 1))) IS NOT NULL,
+    EXISTS (SELECT FROM pg_trigger g WHERE g.tgname = 'tailrace_filter' AND g.tgrelid =
+        to_regclass(format('%%I.%%I', split_part(t.mirror, '.', 1), substr(t.mirror, strpos(t.mirror, '.') + 1))))
+FROM warehouse.tables t WHERE t.source = %(source)s AND t.table_name = %(table)s
+
+-- name: write_filter
+UPDATE warehouse.tables SET excluded_columns = %(excluded)s WHERE source = %(source)s AND table_name = %(table)s
+
+-- name: find_mirror_owner
+SELECT source FROM warehouse.tables WHERE mirror = %(mirror)s AND source <> %(source)s LIMIT 1
+
 -- name: write_head
 UPDATE warehouse.checkpoint SET binlog_head = %(head)s
 WHERE source = %(source)s AND file = %(file)s AND server_identity = %(identity)s
@@ -63,7 +84,7 @@ WHERE source = %(source)s AND table_name IS NULL
 
 -- name: request_copies
 UPDATE warehouse.tables SET resync_requested = true, held_state = NULL, state = 'ResyncRequired', reason = %(reason)s
-WHERE source = %(source)s AND (state <> 'DroppedSource' OR table_name = ANY (%(present)s))
+WHERE source = %(source)s AND state <> 'Removed' AND (state <> 'DroppedSource' OR table_name = ANY (%(present)s))
     AND (%(tables)s::text[] IS NULL OR table_name = ANY (%(tables)s) OR mirror = ANY (%(tables)s))
 
 -- name: leave_tables
@@ -124,7 +145,7 @@ UPDATE warehouse.tables SET state = 'Synced', reason = NULL, consistent_from = N
 WHERE source = %(source)s AND table_name = %(table)s
 
 -- name: read_requests
-SELECT s.pause_requested, s.resync_requested, array(
+SELECT s.pause_requested, s.resync_requested, s.choices, array(
     SELECT table_name FROM warehouse.tables t WHERE t.source = s.source AND t.resync_requested ORDER BY table_name)
 FROM warehouse.sources s WHERE s.source = %(source)s
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import structlog
@@ -22,6 +23,7 @@ from replicator.prefetch import Prefetch
 from replicator.prepared import read_prepared
 from replicator.quarantine import hold_event, read_skipped, retry_rows
 from replicator.schema import Registry
+from replicator.selection import Selection
 from replicator.servers import Checkpoint, choose_server
 from replicator.snapshot import Interrupted
 from replicator.source import Source
@@ -39,6 +41,16 @@ Outcome = Literal["done", "again"]
 REQUESTS_S = 0.5
 
 
+@dataclass(frozen=True)
+class Requests:
+    """What is asked for in SQL: a pause, beginning anew, other choices of tables (a number that rises), copies of tables."""
+
+    pause: bool
+    anew: bool
+    choices: int
+    copies: list[str]
+
+
 class Replication:
     """One run of the replicator for one source.
 
@@ -51,6 +63,7 @@ class Replication:
     def __init__(self, settings: Settings, stop: Stop, *, until_caught_up: bool = False) -> None:
         self.settings, self.stop, self.until_caught_up = settings, stop, until_caught_up
         self.name = settings.source.name
+        self._choices = 0
 
     def run(self, progress: Progress) -> None:
         """Work until stopped, caught up, or an error ends it.
@@ -113,13 +126,18 @@ class Replication:
         self._register(source, conn)
         refuse_if_fatal(find_problems(source, conn, self.settings))
         checkpoint = checkpoint or begin(conn, self.name, source)
-        registry = Registry(source, self.name, self.settings.source.tables)
+        registry = Registry(
+            source, self.name, Selection(self.settings.source.tables, self.settings.source.excluded_columns),
+            self.settings.source.schema_prefix,
+        )  # fmt: skip
+        # Before they are read, so that what is chosen meanwhile is looked at again.
+        self._choices = self._read_requests(conn).choices
         registry.load(conn)
         applier = Applier(conn, registry, source.identity())
         target = source.position() if self.until_caught_up else None
         state = Follower(source, conn, registry, applier, checkpoint.position, checkpoint.seq, self.stop, progress)
         try:
-            if self._read_requests(conn)[0]:
+            if self._read_requests(conn).pause:
                 # Asked for before the start, perhaps of another run.
                 outcome = self._pause(state)
                 if outcome == "again":
@@ -212,25 +230,27 @@ class Replication:
 
     def _heed_requests(self, work: Follower) -> Outcome | None:
         """Look for what was asked in SQL: a pause, a copy; None where the stream just goes on."""
-        pause, anew, names = self._read_requests(work.conn)
-        if anew:
+        requests = self._read_requests(work.conn)
+        if requests.anew:
             work.save()
             return "again"
-        for name in names:
+        if requests.choices != self._choices:
+            self._choices = requests.choices
+            work.registry.follow_selection(work.conn)
+        for name in requests.copies:
             table = work.registry.tables.get(name)
-            if table is not None:
+            if table is not None and work.registry.matches(name):
                 table.resync = True
         work.seq = retry_rows(work.conn, work.registry, work.seq)
         work.copy_requested()
-        return self._pause(work) if pause else None
+        return self._pause(work) if requests.pause else None
 
-    def _read_requests(self, conn: Connection) -> tuple[bool, bool, list[str]]:
-        """Whether a pause is asked for, whether to begin anew, and of which tables a copy."""
+    def _read_requests(self, conn: Connection) -> Requests:
         with wrap_errors():
             row = conn.execute(QUERIES["read_requests"], {"source": self.name}).fetchone()
         if row is None:
             raise OperatorNeeded(f"source {self.name} was removed from warehouse.sources while it was replicated")
-        return bool(row[0]), bool(row[1]), list(row[2])
+        return Requests(*row)
 
     def _pause(self, work: Follower) -> Outcome:
         """Hold still until somebody resumes; the source has given up on the stream by then."""
@@ -240,7 +260,7 @@ class Replication:
         log.info("paused", source=self.name)
         while not self.stop.wait(REQUESTS_S):
             work.progress.note()
-            pause, anew, _ = self._read_requests(work.conn)
-            if anew or not pause:
+            requests = self._read_requests(work.conn)
+            if requests.anew or not requests.pause:
                 return "again"
         return "done"

@@ -6,7 +6,6 @@ Owns warehouse.tables. Never touches rows; the mirror's DDL is in mirror_ddl.py.
 from __future__ import annotations
 
 import json
-import re
 import threading
 from collections.abc import Collection, Sequence
 
@@ -15,11 +14,20 @@ import structlog
 from replicator.cascades import ForeignKey, find_family, find_foreign_keys, read_foreign_key
 from replicator.charsets import Charsets
 from replicator.difference import describe_difference
-from replicator.errors import LostParent, MissingMetadata, SchemaChanged, TableProblem, UnsupportedColumn
+from replicator.errors import (
+    FilterUnmet,
+    LostParent,
+    MirrorTaken,
+    MissingMetadata,
+    SchemaChanged,
+    TableProblem,
+    UnsupportedColumn,
+)
 from replicator.items import Choice
 from replicator.mirror import LIVE, QUERIES, MirrorTable, State, describe_columns
 from replicator.mirror_ddl import create_mirror
 from replicator.position import Flavor, Position, parse_position
+from replicator.selection import Selection, fit_filter, read_filters
 from replicator.source import Source, SourceTable
 from replicator.tablemap import TableMap
 from replicator.typemap import OLD_LAYOUT, OWN_COLUMNS, OWN_SCHEMAS, ROW_HASH, Kind, mirror_identifier, recognize
@@ -28,26 +36,20 @@ from warehouse.db import Connection
 log = structlog.get_logger()
 
 
-def compile_pattern(pattern: str) -> re.Pattern[str]:
-    """database.table with LIKE's wildcards, as a regular expression over the whole name."""
-    parts = [".*" if char == "%" else "." if char == "_" else re.escape(char) for char in pattern]
-    return re.compile("".join(parts), re.DOTALL)
-
-
 class Registry:
     """All matching tables of one source; the stream asks it about every new table map.
 
     Args:
         source: to look up columns and keys.
         name: the source's name in the warehouse.
-        patterns: which tables are wanted.
+        selection: which tables are wanted, with which of their columns.
+        prefix: what the schemas of new mirrors begin with, before the database's name.
     """
 
-    def __init__(self, source: Source, name: str, patterns: Sequence[str]) -> None:
-        self.source, self.name = source, name
+    def __init__(self, source: Source, name: str, selection: Selection, prefix: str = "") -> None:
+        self.source, self.name, self.selection, self.prefix = source, name, selection, prefix
         self.flavor: Flavor = source.flavor
         self.charsets: Charsets = source.charsets()
-        self._patterns = [compile_pattern(pattern) for pattern in patterns]
         # The stream's thread asks while the applier's writes.
         self.lock = threading.RLock()
         self.tables: dict[str, MirrorTable] = {}
@@ -65,20 +67,59 @@ class Registry:
             # A snapshot that never came to its end begins again, and one that was still to be made is made.
             if (state == "Snapshotting" and position is None) or state == "ResyncRequired":
                 table.resync = True
-        for name in sorted(self.source.table_names()):
-            if self.matches(name) and name not in self.tables:
-                self.discover(name)
-        self.read_foreign_keys()
+        self.follow_selection(conn)
 
     def matches(self, name: str) -> bool:
         """Whether a table's rows are wanted."""
-        return any(pattern.fullmatch(name) for pattern in self._patterns)
+        return self.selection.matches(name)
+
+    def follow_selection(self, conn: Connection) -> None:
+        """Read what is chosen: tables that are no longer wanted stop where they are, new ones are to be copied."""
+        self.selection.read(conn, self.name)
+        there = sorted(self.source.table_names())
+        filters = read_filters(conn, self.name)
+        with self.lock:
+            for table in self.by_number:
+                if not self.matches(table.name):
+                    table.resync = False
+                    if table.state not in ("Removed", "DroppedSource"):
+                        self.set_state(table, "Removed", "neither source.tables nor add_table names it any more")
+                elif table.state == "Removed":
+                    table.resync = True
+                    self.set_state(table, "Snapshotting")
+                self._follow_filter(table, filters.get(table.name, []))
+            for name in there:
+                if self.matches(name) and name not in self.tables:
+                    self.discover(name)
+        self.read_foreign_keys()
+
+    def _follow_filter(self, table: MirrorTable, filtered: Sequence[str]) -> None:
+        wanted = self.selection.excluded(table.name)
+        if wanted == sorted(filtered):
+            return
+        table.dirty = True
+        problem = self._find_unmet(table.name, [column["name"] for column in table.columns], table.key)
+        if table.state not in LIVE:
+            return
+        if problem is not None:
+            self.reject(table.number, problem)
+        elif set(filtered) - set(wanted):
+            self.require_resync(table, SchemaChanged("columns that were left out are taken in"))
+
+    def _find_unmet(self, name: str, columns: Sequence[str], key: Sequence[str]) -> TableProblem | None:
+        unmet = self.selection.find_unmet(name, columns, key)
+        hint = "SELECT exclude_columns(...) or include_columns(...), then resync the table."
+        return None if unmet is None else FilterUnmet(unmet, hint=hint)
 
     def _enlist(self, name: str, mirror: str, state: State, columns: list[dict[str, str]], key: list[str]) -> MirrorTable:
         table = MirrorTable(len(self.by_number), name, mirror, state, columns, key)
         self.tables[name] = table
         self.by_number.append(table)
         return table
+
+    def _mirror_of(self, name: str) -> str:
+        database, _, table = name.partition(".")
+        return f"{mirror_identifier(self.prefix + database)}.{mirror_identifier(table)}"
 
     def discover(self, name: str, *, is_new: bool = False) -> MirrorTable | None:
         """Take in a table that the mirror does not have; None where the source has it no longer.
@@ -90,9 +131,7 @@ class Registry:
         found = self.source.describe(name)
         if found is None:
             return None
-        database, _, table_name = name.partition(".")
-        mirror = f"{mirror_identifier(database)}.{mirror_identifier(table_name)}"
-        table = self.tables.get(name) or self._enlist(name, mirror, "Snapshotting", [], [])
+        table = self.tables.get(name) or self._enlist(name, self._mirror_of(name), "Snapshotting", [], [])
         table.columns = describe_columns(found.columns)
         table.key = [found.columns[i].name for i in found.key]
         problem = self.find_problem(found)
@@ -110,7 +149,7 @@ class Registry:
 
     def find_problem(self, found: SourceTable) -> TableProblem | None:
         """Why a table cannot be mirrored; None where it can."""
-        schema = mirror_identifier(found.name.partition(".")[0])
+        schema = mirror_identifier(self.prefix + found.name.partition(".")[0])
         if schema in OWN_SCHEMAS or schema.startswith("pg_"):
             return UnsupportedColumn(f"the database's name {schema} is that of a schema that is not for mirrors")
         if found.table_type != "BASE TABLE":
@@ -123,7 +162,8 @@ class Registry:
                 return UnsupportedColumn(f"column {column.name} has the character set {column.charset}, which is not covered")
             if column.mirror_name in OWN_COLUMNS or (column.mirror_name == ROW_HASH and not found.key):
                 return UnsupportedColumn(f"column {column.name} has a name that the mirror needs for itself")
-        return None
+        names = [column.name for column in found.columns]
+        return self._find_unmet(found.name, names, [names[i] for i in found.key])
 
     # ------------------------------------------------------------------------------------------------ cascades
     def read_foreign_keys(self, altered: Collection[str] = ()) -> None:
@@ -212,6 +252,10 @@ class Registry:
             self.require_resync(table, SchemaChanged(describe_difference(table, columns)))
             return None
         names = [column.name for column in columns]
+        unmet = self._find_unmet(name, names, table.key)
+        if unmet is not None:
+            self.reject(table.number, unmet)
+            return None
         return Choice(table.number, tuple(names.index(column) for column in table.key), columns)
 
     def reject(self, table: int, problem: TableProblem) -> None:
@@ -227,6 +271,8 @@ class Registry:
 
     def require_resync(self, table: MirrorTable, problem: TableProblem) -> None:
         """A table must be copied afresh; its mirror stays as it is until then."""
+        if table.state == "Removed":
+            return
         table.resync = True
         self.set_state(table, "ResyncRequired", problem.message)
 
@@ -242,6 +288,7 @@ class Registry:
     def write(self, conn: Connection, position: Position) -> None:
         """Write what changed, inside the caller's transaction; mirrors that are missing are created."""
         if any(table.dirty for table in self.by_number):
+            self.refuse_taken(conn)
             self.reject_orphans()
         for table in self.by_number:
             if not table.dirty:
@@ -257,6 +304,23 @@ class Registry:
                     "consistent_from": None if table.consistent_from is None else str(table.consistent_from),
                 },
             )  # fmt: skip
+            fit_filter(conn, self.name, table, self.selection.excluded(table.name))
+
+    def refuse_taken(self, conn: Connection) -> None:
+        """Two sources must not write to one mirror: the one that was there first has it."""
+        for table in self.by_number:
+            if not table.resync and not (table.dirty and table.state in LIVE):
+                continue
+            row = conn.execute(QUERIES["find_mirror_owner"], {"source": self.name, "mirror": table.mirror}).fetchone()
+            if row is not None and table.mirror != self._mirror_of(table.name):
+                # the prefix is another one since
+                table.mirror = self._mirror_of(table.name)
+                row = conn.execute(QUERIES["find_mirror_owner"], {"source": self.name, "mirror": table.mirror}).fetchone()
+            if row is not None:
+                table.resync = False
+                conn.execute(QUERIES["drop_request"], {"source": self.name, "table": table.name})
+                hint = "Give this source a source.schema_prefix of its own, or remove the table from one of them."
+                self.reject(table.number, MirrorTaken(f"the mirror {table.mirror} is that of source {row[0]}", hint=hint))
 
     def written(self) -> None:
         """The transaction of write() is committed."""

@@ -59,6 +59,24 @@ def build_parser() -> argparse.ArgumentParser:
     verb.add_argument("source", nargs="?", metavar="SOURCE", help="default: source.name of the settings")
     verb.add_argument("--tables", nargs="+", metavar="TABLE", help="database.table; default: all")
 
+    for name, text in (
+        ("add-table", "replicate the tables that match, from now on: they are copied at once"),
+        ("remove-table", "stop replicating the tables that match; their mirrors keep their rows"),
+    ):
+        verb = add(name, text)
+        verb.add_argument("pattern", metavar="PATTERN", help="database.table, with the wildcards %% and _ of LIKE")
+        verb.add_argument("--source", default=None, help="default: source.name of the settings")
+        if name == "add-table":
+            verb.add_argument("--exclude", nargs="+", default=[], metavar="COLUMN", help="columns that stay NULL in the mirror")
+
+    for name, text in (
+        ("exclude-columns", "leave columns out: NULL in every row of the mirror from now on, present rows included"),
+        ("include-columns", "take columns in again; the table is copied afresh"),
+    ):
+        verb = add(name, text)
+        verb.add_argument("table", metavar="TABLE", help="database.table")
+        verb.add_argument("columns", nargs="+", metavar="COLUMN", help="as the source names it")
+
     verb = add("wait-for", "wait until the mirror holds these transactions; exit 75 if it does not in time")
     verb.add_argument("gtid_set", metavar="GTID_SET", help="as @@gtid_executed of MySQL or @@gtid_binlog_pos of MariaDB")
     verb.add_argument("--source", default=None, help="default: source.name of the settings")
@@ -169,6 +187,28 @@ def run_resync_source(args: argparse.Namespace, settings: Settings) -> None:
         sys.stdout.write(f"resync-source of {source} requested; a replicator that stopped does it when it is started\n")
 
 
+def run_choose_tables(args: argparse.Namespace, settings: Settings) -> None:
+    """Call add_table or remove_table."""
+    arguments = [args.source or settings.source.name, args.pattern]
+    if args.verb == "add-table":
+        arguments.append(args.exclude)
+    _choose(args, settings, args.pattern, *arguments)
+
+
+def run_choose_columns(args: argparse.Namespace, settings: Settings) -> None:
+    """Call exclude_columns or include_columns."""
+    _choose(args, settings, args.table, args.table, args.columns)
+
+
+def _choose(args: argparse.Namespace, settings: Settings, what: str, *arguments: str | list[str]) -> None:
+    with connect(settings.warehouse, args.verb) as conn:
+        call_verb(conn, args.verb.replace("-", "_"), *arguments)
+    if args.json:
+        print_json({"requested": args.verb, "of": what})
+    else:
+        sys.stdout.write(f"{args.verb} of {what} requested\n")
+
+
 def run_wait_for(args: argparse.Namespace, settings: Settings) -> None:
     """Return once the mirror holds the transactions."""
     source = args.source or settings.source.name
@@ -189,6 +229,10 @@ HANDLERS = {
     "resume": run_request,
     "resync": run_request,
     "resync-source": run_resync_source,
+    "add-table": run_choose_tables,
+    "remove-table": run_choose_tables,
+    "exclude-columns": run_choose_columns,
+    "include-columns": run_choose_columns,
     "wait-for": run_wait_for,
 }
 

@@ -20,11 +20,12 @@ from warehouse.errors import SettingsError
 ENV_PREFIX = "TAILRACE__"
 DEFAULT_FILE = "pipeline.toml"
 
-_LISTS = ("tables", "hosts")
+_LISTS = ("tables", "hosts", "excluded_columns")
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 Identifier = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
 TablePattern = Annotated[str, Field(pattern=r"^[^.\s]+\.[^.]+$")]
+ColumnName = Annotated[str, Field(pattern=r"^[^.\s]+\.[^.]+\.[^.]+$")]
 HostName = Annotated[str, Field(pattern=r"^([^\s:,\[\]]+|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?$")]
 
 
@@ -85,6 +86,14 @@ class SourceSettings(Login):
         default=("plant.asset_readings_%",),
         min_length=1,
         description="database.table, with the wildcards % and _ of LIKE",
+    )
+    excluded_columns: tuple[ColumnName, ...] = Field(
+        default=(), description="database.table.column: columns that stay NULL in the mirror, passwords for instance"
+    )
+    schema_prefix: str = Field(
+        default="",
+        pattern=r"^([a-z][a-z0-9_]{0,30})?$",
+        description="what the schemas of new mirrors begin with, before the database's name; tells two sources apart",
     )
     server_id: int = Field(
         default=7201,

@@ -32,6 +32,7 @@ WAITING = {
     "Stopped",
     "RETIRED",
     "Orphaned",
+    "Removed",
 }
 
 
