@@ -1,4 +1,4 @@
-"""The command `scorer`: run, train, explain.
+"""The command `scorer`: run, train, import, explain.
 
 Owns the command line. Never holds logic of its own.
 """
@@ -8,9 +8,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from scorer.dumps import parse_dump
+from scorer.errors import BadImport
 from scorer.explain import explain_row, parse_subject
+from scorer.imports import import_forest, rename_features
 from scorer.models import create_models, read_model
 from scorer.schedule import catch_up, serve
 from scorer.training import train_models
@@ -34,6 +38,15 @@ def build_parser() -> argparse.ArgumentParser:
     verb.add_argument("--until-caught-up", action="store_true", help="return once everything in the mirror is scored")
     verb = add("train", "train the models that wait for it")
     verb.add_argument("model", nargs="?", help="train this one again, even if it is READY")
+    verb = add("import", "import a decision forest that was trained elsewhere, as text")
+    verb.add_argument("model")
+    verb.add_argument("file", type=Path)
+    verb.add_argument("--format", required=True, choices=("lightgbm", "xgboost", "neutral"), help="what wrote the file")
+    verb.add_argument("--features", help="columns for the features of the file, in its order, separated by commas")
+    verb.add_argument("--relation", default="", help="mirror tables whose rows it is applied to: schema.table, with %% and _")
+    verb.add_argument("--entity", help="the entity column of these tables")
+    verb.add_argument("--order", help="the order column of these tables")
+    verb.add_argument("--function", help="make scorer.FUNCTION of the features")
     verb = add("explain", "score a row and show what each feature contributes")
     verb.add_argument("model")
     verb.add_argument("subject", help='a row\'s key as JSON, {"id": 7}, or the features as JSON, [0.1, null, 3]')
@@ -78,6 +91,26 @@ def train(args: argparse.Namespace, settings: Settings) -> None:
     keep_trying(work, settings.retry, stop)
 
 
+def import_model(args: argparse.Namespace, settings: Settings) -> None:
+    """Read a file as text, check it, store its forest; it predicts at once."""
+    try:
+        text = args.file.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadImport(
+            f"{args.file} cannot be read: {error}", hint="A model is imported as text; pickles are not read."
+        ) from error
+    forest = parse_dump(text, args.format)
+    if args.features is not None:
+        rename_features(forest, [name.strip() for name in args.features.split(",")])
+    with connect(settings.warehouse, "import") as conn:
+        require_migrations(conn)
+        version = import_forest(conn, args.model, forest, args.format, args.relation, args.entity, args.order)
+        if args.function is not None:
+            with wrap_errors():
+                conn.execute("SELECT scorer.create_function(%s, %s)", (args.function, args.model))
+    _print_result({"model": args.model, "version": version, "state": "READY"}, as_json=args.json)
+
+
 def explain(args: argparse.Namespace, settings: Settings) -> None:
     """Print score, threshold and the features by rank."""
     subject = parse_subject(args.subject)
@@ -108,7 +141,7 @@ def _print_result(result: dict[str, Any], *, as_json: bool) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
-    return run_command(build_parser(), {"run": run, "train": train, "explain": explain}, argv)
+    return run_command(build_parser(), {"run": run, "train": train, "import": import_model, "explain": explain}, argv)
 
 
 if __name__ == "__main__":

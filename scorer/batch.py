@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from scorer.arrays import Float8Array, Int4Array, parse_vectors
 from scorer.errors import StateBehind
 from scorer.fill import compose_fill, compose_neighbours, freeze
+from scorer.imports import DecisionJudge
 from scorer.judge import REASONS, FollowingJudge, PlainJudge, Rows, Verdicts
 from scorer.models import QUERIES, Mirror, Model
-from scorer.results import Batch, follow_incidents, notify, write_anomalies
+from scorer.results import Batch, follow_incidents, notify, write_anomalies, write_predictions
 from warehouse.db import Connection, wrap_errors
 
 Floats = NDArray[np.float64]
@@ -28,7 +29,7 @@ BATCH_BYTES = 256 << 20
 def score_batch(
     conn: Connection,
     model: Model,
-    judge: PlainJudge | FollowingJudge,
+    judge: PlainJudge | FollowingJudge | DecisionJudge,
     mirrors: Sequence[Mirror],
     batch_rows: int,
     checkpoint_rows: int,
@@ -76,13 +77,15 @@ def score_batch(
             assert row is not None, "an aggregate yields a row"
             _, newest, committed_at, packed = row
             rows = Rows(parse_vectors(packed, len(model.features)))
-            if isinstance(judge, PlainJudge):
-                verdicts, again = judge.judge(rows), None
+            if isinstance(judge, DecisionJudge):
+                write_predictions(conn, values, judge.forest, rows.features)
+            elif isinstance(judge, PlainJudge):
+                emptied |= _write(conn, batch, values, model, rows.features, judge.judge(rows), None)
             else:
                 again = _read_company(conn, values, model, rows)
                 verdicts = judge.judge(rows, lambda n: _read_neighbours(conn, model, mirrors, judge, n))
                 taken = _keep_state(conn, values, judge, rows, again, checkpoint_rows)
-            emptied |= _write(conn, batch, values | {"seq": newest}, model, rows.features, verdicts, again)
+                emptied |= _write(conn, batch, values, model, rows.features, verdicts, again)
             conn.execute(
                 QUERIES["advance_watermarks"], values | {"seq": newest, "deleted_seq": 0, "committed_at": committed_at}
             )

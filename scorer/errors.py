@@ -50,3 +50,9 @@ class TrainingWaits(TailraceError):
     """What a model learns from is not there yet; its state is PENDING and says what it waits for."""
 
     exit_code = 75
+
+
+class BadImport(TailraceError, ValueError):
+    """A model file that is none, or that holds something that is not covered."""
+
+    exit_code = 2

@@ -55,6 +55,7 @@ class Model:
     threshold: Threshold | None
     scaler: RobustScaler | None
     expected: NDArray[np.float64] | None
+    kind: str = "random cut forest"
 
     @property
     def key(self) -> dict[str, Any]:
@@ -97,12 +98,12 @@ def read_models(conn: Connection, *states: str) -> list[Model]:
 
 
 def _parse_model(row: tuple[Any, ...]) -> Model:
-    name, version, state, relation, entity, order, features, query, parameters, rule, scaler, expected = row
+    name, version, state, relation, entity, order, features, query, parameters, rule, scaler, expected, kind = row
     return Model(
         name=name,
         version=version,
         state=state,
-        patterns=tuple(part.strip() for part in relation.split(",")),
+        patterns=tuple(part.strip() for part in relation.split(",") if part.strip()),
         entity=entity,
         order=order,
         features=tuple(features),
@@ -111,6 +112,7 @@ def _parse_model(row: tuple[Any, ...]) -> Model:
         threshold=None if rule is None else Threshold.from_dict(rule),
         scaler=None if scaler is None else RobustScaler.from_dict(scaler),
         expected=None if expected is None else np.array(expected, np.float64),
+        kind=kind,
     )
 
 
@@ -128,6 +130,19 @@ def read_model(conn: Connection, name: str, *states: str) -> Model:
     return found[-1]
 
 
+def read_state(conn: Connection, model: Model) -> tuple[bytes, int, int]:
+    """The checkpoint of a version, the last batch in it, and the last batch that was committed.
+
+    Raises:
+        ModelUnknown: it has none (any more).
+    """
+    with wrap_errors():
+        row = conn.execute(QUERIES["read_checkpoint"], model.key, binary=True).fetchone()
+    if row is None:
+        raise ModelUnknown(f"model {model} has no checkpoint", hint=f"SELECT scorer.retrain('{model.name}')")
+    return row[0], row[1], row[2]
+
+
 def read_judge(conn: Connection, model: Model, threads: int) -> PlainJudge | FollowingJudge:
     """What judges rows for a trained version; one that follows the rows as it was after the last batch that was committed.
 
@@ -137,10 +152,7 @@ def read_judge(conn: Connection, model: Model, threads: int) -> PlainJudge | Fol
     """
     with wrap_errors(), conn.transaction():
         conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-        row = conn.execute(QUERIES["read_checkpoint"], model.key, binary=True).fetchone()
-        if row is None:
-            raise ModelUnknown(f"model {model} has no checkpoint", hint=f"SELECT scorer.retrain('{model.name}')")
-        state, batch, last_batch = row
+        state, batch, last_batch = read_state(conn, model)
         learned = []
         if not is_plain(model.parameters):
             learned = conn.execute(QUERIES["read_learned"], model.key | {"batch": batch}, binary=True).fetchall()

@@ -2,7 +2,7 @@
 
 -- name: read_models
 SELECT name, version, state, relation, entity_column, order_column, feature_columns, training_query, parameters,
-       threshold_rule, scaler, expected_values
+       threshold_rule, scaler, expected_values, kind
 FROM scorer.models
 WHERE state = ANY (%(states)s)
 ORDER BY name, version;
@@ -104,6 +104,28 @@ FROM unnest(%(cut_dims)s::int[], %(cut_values)s::float8[], %(lefts)s::int[], %(r
             %(range_sums)s::float8[]) WITH ORDINALITY
      AS given (cut_dim, cut_value, left_node, right_node, heavy_node, mass, range_sum, n);
 
+-- name: next_version
+SELECT coalesce(max(version), 0) + 1 FROM scorer.models WHERE name = %(model)s;
+
+-- name: add_import
+INSERT INTO scorer.models (name, version, state, kind, imported, relation, entity_column, order_column, feature_columns, training_query,
+    parameters, trained_at)
+VALUES (%(model)s, %(version)s, 'READY', 'imported', %(imported)s, %(relation)s, %(entity)s, %(order)s, %(features)s, '', '{}',
+    clock_timestamp());
+
+-- name: copy_imported_nodes
+COPY scorer.forest_nodes (model, version, tree, node, cut_dim, cut_value, left_node, right_node, heavy_node, leaf_values, leaf_output)
+FROM STDIN;
+
+-- name: write_predictions
+INSERT INTO scorer.predictions (model, model_version, source_table, row_key, entity, order_value, outputs, label, seq)
+SELECT %(model)s, %(version)s, relation, row_key, entity, order_value,
+       (%(outputs)s::float8[])[(n - 1) * %(width)s + 1 : n * %(width)s], (%(classes)s::text[])[(%(labels)s::int[])[n]], seq
+FROM pg_temp.batch ORDER BY n
+ON CONFLICT (model, model_version, source_table, row_key) DO UPDATE
+SET entity = excluded.entity, order_value = excluded.order_value, outputs = excluded.outputs, label = excluded.label, seq = excluded.seq,
+    predicted_at = excluded.predicted_at;
+
 -- name: add_watermark
 INSERT INTO scorer.watermarks (model, version, relation, source, deleted_seq, reason)
 SELECT m.name, m.version, %(relation)s, %(source)s,
@@ -147,6 +169,10 @@ WITH gone AS MATERIALIZED (
     DELETE FROM scorer.scores s USING ours
     WHERE s.model = %(model)s AND s.model_version = %(version)s AND s.source_table = ours.relation AND s.row_key = ours.key
       AND s.seq < ours.seq
+), unpredicted AS (
+    DELETE FROM scorer.predictions p USING ours
+    WHERE p.model = %(model)s AND p.model_version = %(version)s AND p.source_table = ours.relation AND p.row_key = ours.key
+      AND p.seq < ours.seq
 ), marked AS (
     UPDATE scorer.anomalies a SET status = 'source_deleted', status_at = clock_timestamp()
     FROM ours

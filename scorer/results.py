@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scorer.arrays import Float8Array, Int4Array, Int8Array
+from scorer.decisions import DecisionForest
 from scorer.incidents import Incident, Row, follow_rows
 from scorer.judge import Verdicts
 from scorer.models import QUERIES, Model
@@ -132,6 +133,15 @@ def write_anomalies(
             "expected": Float8Array(verdicts.expected[at, feature]),
         },
     )
+
+
+def write_predictions(conn: Connection, values: dict[str, Any], forest: DecisionForest, rows: Floats) -> None:
+    """Write what an imported forest predicts of the rows of the batch."""
+    outputs = forest.predict(rows)
+    given = {"outputs": Float8Array(outputs.ravel()), "width": outputs.shape[1], "classes": forest.classes, "labels": None}
+    if forest.classes is not None:
+        given["labels"] = Int4Array(outputs.argmax(axis=1) + 1)
+    conn.execute(QUERIES["write_predictions"], values | given)
 
 
 def notify(conn: Connection, model: Model, batch: Batch) -> None:

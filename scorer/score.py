@@ -16,8 +16,10 @@ from psycopg import sql
 
 from scorer.arrays import register_arrays
 from scorer.batch import prepare_batches, score_batch
+from scorer.decisions import DecisionForest
+from scorer.imports import DecisionJudge
 from scorer.judge import FollowingJudge, PlainJudge
-from scorer.models import QUERIES, Mirror, Model, read_judge, read_models, sync_mirrors
+from scorer.models import QUERIES, Mirror, Model, read_judge, read_models, read_state, sync_mirrors
 from scorer.results import Batch
 from warehouse.db import Connection, qualified, wrap_errors
 from warehouse.errors import WarehouseBusy
@@ -51,7 +53,7 @@ class ModelScorer:
     def __init__(self, conn: Connection, settings: ScorerSettings) -> None:
         self.conn = conn
         self.settings = settings
-        self._judges: dict[tuple[str, int], PlainJudge | FollowingJudge] = {}
+        self._judges: dict[tuple[str, int], PlainJudge | FollowingJudge | DecisionJudge] = {}
         self._models: list[tuple[Model, dict[str, list[Mirror]]]] = []
         self._read_at = float("-inf")
         self._changes_met = 0
@@ -95,12 +97,15 @@ class ModelScorer:
         self._judges = {key: judge for key, judge in self._judges.items() if key in ready}
         self._read_at = time.monotonic()
 
-    def _judge_of(self, model: Model) -> PlainJudge | FollowingJudge:
+    def _judge_of(self, model: Model) -> PlainJudge | FollowingJudge | DecisionJudge:
         key = model.name, model.version
         if key not in self._judges:
-            judge = read_judge(self.conn, model, self.settings.threads)
-            judge.warm_up()
-            self._judges[key] = judge
+            if model.kind == "imported":
+                self._judges[key] = DecisionJudge(DecisionForest.from_json(read_state(self.conn, model)[0].decode()))
+            else:
+                judge = read_judge(self.conn, model, self.settings.threads)
+                judge.warm_up()
+                self._judges[key] = judge
         return self._judges[key]
 
     def _score(self, model: Model, mirrors: list[Mirror]) -> Batch:
