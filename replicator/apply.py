@@ -19,6 +19,7 @@ from replicator import decode
 from replicator.cascades import Cascades
 from replicator.changes import Batch
 from replicator.copied import leave_out_copied
+from replicator.crash import reach
 from replicator.errors import TableProblem
 from replicator.mirror import LIVE, QUERIES, MirrorTable, key_object
 from replicator.position import Position
@@ -113,12 +114,16 @@ class Applier:
                     self._writer.begin()
                     self.registry.write(self.conn, work.batch.position)
                 self._parts += 1
+                reach("before_rows")
                 self._write(work)
+                reach("after_rows")
                 if work.batch.whole:
                     # parts, and pieces between cascades, may have found more that is to be known with these rows
                     self.registry.write(self.conn, work.batch.position)
                     whole = self._finish(replace(work.batch, seq=work.batch.seq + work.derived))
+                    reach("before_commit")
                     self.conn.execute("COMMIT")
+                    reach("after_commit")
                     self._parts = 0
                     self._settled(whole)
             return True
@@ -226,8 +231,10 @@ class Applier:
     def _finish(self, batch: Batch) -> list[MirrorTable]:
         """Write what goes with the rows."""
         write_changes(self.conn, self.registry.name, batch.xa, str(batch.position))
+        reach("before_checkpoint")
         with self.conn.pipeline():
             self._write_checkpoint(batch.position, batch.seq, batch.commit_us)
+            reach("after_checkpoint")
             if batch.seq > self._notified:
                 self.conn.execute(QUERIES["notify"], {"source": self.registry.name, "seq": batch.seq})
         self._notified = batch.seq
@@ -254,6 +261,7 @@ class Applier:
                 self.registry.write(self.conn, position)
                 self._write_checkpoint(position, seq, commit_us)
                 whole = self.registry.settle(self.conn, position)
+                reach("save")
             self._settled(whole)
 
     def empty(self, table: MirrorTable, position: Position, seq: int, commit_us: int) -> int:
@@ -265,6 +273,7 @@ class Applier:
                 seq = self._writer.empty(table, position, seq, commit_us)
                 self._writer.write_counts()
                 self._write_checkpoint(position, seq, commit_us)
+                reach("truncate")
                 self.conn.execute(QUERIES["notify"], {"source": self.registry.name, "seq": seq})
             self.registry.written()
         return seq

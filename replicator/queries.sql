@@ -41,6 +41,17 @@ UPDATE warehouse.sources SET heard_at = clock_timestamp(),
     lag_ms = greatest(0, extract(epoch FROM clock_timestamp() - coalesce(%(committed_at)s, clock_timestamp())) * 1000)
 WHERE source = %(source)s
 
+-- name: beat
+INSERT INTO warehouse.pulses (source, backend, beat_at) VALUES (%(source)s, %(backend)s, clock_timestamp())
+ON CONFLICT (source) DO UPDATE SET backend = EXCLUDED.backend, beat_at = EXCLUDED.beat_at
+
+-- name: look_for_pulse
+SELECT l.pid, p.beat_at FROM pg_locks l
+JOIN pg_database d ON d.oid = l.database AND d.datname = current_database()
+JOIN warehouse.pulses p ON p.source = %(source)s AND p.backend = l.pid
+WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
+    AND (l.classid::bigint << 32 | l.objid::bigint) = %(lock)s::bigint
+
 -- name: read_table_choices
 SELECT pattern, wanted FROM warehouse.table_choices WHERE source = %(source)s ORDER BY id DESC
 
@@ -55,6 +66,11 @@ SELECT t.excluded_columns, to_regclass(format('%%I.%%I', split_part(t.mirror, '.
     EXISTS (SELECT FROM pg_trigger g WHERE g.tgname = 'tailrace_filter' AND g.tgrelid =
         to_regclass(format('%%I.%%I', split_part(t.mirror, '.', 1), substr(t.mirror, strpos(t.mirror, '.') + 1))))
 FROM warehouse.tables t WHERE t.source = %(source)s AND t.table_name = %(table)s
+
+-- name: read_mirror_columns
+SELECT attname FROM pg_attribute
+WHERE attrelid = to_regclass(format('%%I.%%I', split_part(%(mirror)s, '.', 1), substr(%(mirror)s, strpos(%(mirror)s, '.') + 1)))
+    AND attnum > 0 AND NOT attisdropped
 
 -- name: write_filter
 UPDATE warehouse.tables SET excluded_columns = %(excluded)s WHERE source = %(source)s AND table_name = %(table)s

@@ -21,6 +21,7 @@ from replicator.mirror import QUERIES
 from replicator.position import Position
 from replicator.prefetch import Prefetch
 from replicator.prepared import read_prepared
+from replicator.pulse import Pulse, Watch
 from replicator.quarantine import hold_event, read_skipped, retry_rows
 from replicator.schema import Registry
 from replicator.selection import Selection
@@ -77,8 +78,9 @@ class Replication:
             with wrap_errors():
                 require_migrations(conn)
                 if self._wait_for_lock(conn, progress):
-                    while self._run(source, conn, progress) == "again":
-                        log.info("resumed", source=self.name)
+                    with Pulse(self.settings.warehouse, self.name, conn.info.backend_pid):
+                        while self._run(source, conn, progress) == "again":
+                            log.info("resumed", source=self.name)
         except SchemaOutdated:
             # There may be no table to note it in.
             raise
@@ -95,6 +97,7 @@ class Replication:
     def _wait_for_lock(self, conn: Connection, progress: Progress) -> bool:
         """Become the one that writes; until then this process is a standby. False where a stop was asked for first."""
         waiting = False
+        watch = Watch(conn, self.name, self.settings.replicator.takeover_s, REQUESTS_S)
         while not self.stop.requested:
             try:
                 take_lock(conn, f"source {self.name}")
@@ -104,6 +107,7 @@ class Replication:
                     log.info("standby", source=self.name, reason="another replicator has the source's lock")
                 waiting = True
                 progress.note()
+                watch.look()
                 self.stop.wait(REQUESTS_S)
         return False
 

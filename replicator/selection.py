@@ -113,7 +113,9 @@ def fit_filter(conn: Connection, source: str, table: MirrorTable, excluded: Sequ
                 _TRIGGER, table.identifier, function
             )
         )
-        # The trigger does the work.
+        # The trigger does the work. A column that the mirror is still to get has no values yet.
+        there = {name for (name,) in conn.execute(QUERIES["read_mirror_columns"], facts)}
+        columns = [sql.Identifier(names[name]) for name in wanted if names[name] in there]
         anything = sql.SQL(" OR ").join(
             [*(sql.SQL("{} IS NOT NULL").format(column) for column in columns), sql.SQL("_raw ?| {}").format(listed)]
         )

@@ -16,6 +16,7 @@ from psycopg import sql
 
 from replicator.apply import REFUSALS
 from replicator.copy_binary import COPY_HEADER, COPY_TRAILER, copy_statement
+from replicator.crash import reach
 from replicator.errors import LockRefused, SchemaChanged, SourceUnavailable, TableProblem
 from replicator.mirror import LIVE, QUERIES, MirrorTable, describe_columns, key_object
 from replicator.mirror_ddl import create_mirror, fit_mirror, has_same_key
@@ -91,8 +92,10 @@ def copy_table(
             fit_mirror(conn, table)
             with cursor.copy(copy_statement(table)) as copy:
                 copy.write(COPY_HEADER)
+                reach("begin_copy")
                 for count, block in reader.blocks():
                     copy.write(block)
+                    reach("copy")
                     rows += count
                     if stop.requested:
                         raise Interrupted
@@ -106,6 +109,7 @@ def copy_table(
                 "source": registry.name, "table": table.name, "rows": rows, "raw_rows": reader.raw_rows, "seq": last_seq,
                 "consistent_from": str(after), "exact": view is not None,
             }  # fmt: skip
+            reach("end_copy")
             cursor.execute(QUERIES["finish_snapshot"], facts)
             cursor.execute(QUERIES["write_seq"], {"source": registry.name, "seq": last_seq})
             cursor.execute(QUERIES["notify"], {"source": registry.name, "seq": last_seq})

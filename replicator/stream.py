@@ -16,6 +16,7 @@ from dataclasses import replace
 
 from replicator import decode, events
 from replicator.changes import Batch, ChangeBuffer, gtid_runs
+from replicator.crash import reach
 from replicator.dump import open_dump
 from replicator.errors import MissingMetadata, SourceUnavailable, StreamBroken, UnsupportedEvent
 from replicator.events import HARMLESS, UNSUPPORTED, Event
@@ -122,6 +123,7 @@ class Stream(RareEvents):
             elif not self._socket_packets.read(TICK_S, int(self._state[decode.WANTED_BYTES])):
                 yield Idle(self.position)
             elif linger_until == 0:
+                reach("read")
                 linger_until = time.monotonic() + self.settings.linger_ms / 1000
 
     def _is_due(self, linger_until: float) -> bool:
@@ -148,6 +150,7 @@ class Stream(RareEvents):
 
     def _batch(self) -> Iterator[Batch]:
         """Yield all whole transactions."""
+        reach("decode")
         files = tuple(self._files)
         self._advance()
         yield replace(self._changes.batch(self.plans, self.position), files=files, tags=tuple(self._tags), xa=self._take_xa())

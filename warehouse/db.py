@@ -74,7 +74,8 @@ def connect(settings: WarehouseSettings, application: str, *, autocommit: bool =
                 # The server, too, must notice that this end is gone: its session holds a lock that others wait for.
                 tcp_user_timeout=60_000,
                 options="-c tcp_keepalives_idle=30 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=3"
-                " -c tcp_user_timeout=60000 -c timezone=UTC -c search_path=" + SEARCH_PATH.replace(" ", ""),
+                " -c tcp_user_timeout=60000"
+                " -c client_connection_check_interval=2s -c timezone=UTC -c search_path=" + SEARCH_PATH.replace(" ", ""),
                 autocommit=autocommit,
             )
         except psycopg.OperationalError as error:

@@ -146,6 +146,13 @@ class ReplicatorSettings(Section):
     linger_ms: float = Field(default=5, ge=0, le=10_000, description="how long a small batch may wait for more transactions")
     batch_rows: int = Field(default=20_000, ge=1, le=10_000_000, description="a batch is applied once it holds so many rows")
     batch_bytes: int = Field(default=16 << 20, ge=1 << 16, le=1 << 32)
+    takeover_s: float = Field(
+        default=10,
+        ge=1,
+        le=3600,
+        description="a standby ends the session of a replicator that has shown no sign of life for so long; one that ended is"
+        " followed at once",
+    )
     checkpoint_idle_s: float = Field(default=10, ge=0.1, le=3600, description="how often an idle stream's position is saved")
 
 

@@ -1,21 +1,36 @@
 """A long version of the load tests: kills at random moments until the time is up, each round checked to the last bit.
 
     python -m tests.faults.soak --minutes 30 [--seed 1] [--source mysql|mariadb]
+    python -m tests.faults.soak --kills 200    # of the replicator alone: at every crash point in turn, and at any moment
 
 It is not part of the tests that run for every change. It prints a line for each round and ends with 1 at the first difference.
 """
 
 import argparse
+import multiprocessing
 import random
 import tempfile
 import time
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from demo.servers import MariaDBServer, MySQLServer, PostgresServer, cache_folder, provide
+from replicator import crash
+from replicator.crash import POINTS
+from replicator.run import Replication
+from tests.fixtures.churn import Churn, assert_same
 from tests.fixtures.load import Load, assert_all_is_right, start_services, wait_until_scored
 from tests.fixtures.pipeline import Pipeline, make_pipeline
 from tests.fixtures.servers import Database, make_source_database
+from warehouse.log import configure_log
+from warehouse.service import Stop, keep_trying
+from warehouse.settings import load_settings
+
+# A copy that is asked for leads there; the others come by themselves again and again.
+COPYING = frozenset({"begin_copy", "copy", "end_copy", "between_slices", "save"})
+LONGEST_S = 120
 
 
 def main() -> None:
@@ -24,6 +39,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--source", choices=("mysql", "mariadb"), default="mysql")
+    parser.add_argument("--kills", type=int, default=0, help="so many kills of the replicator in place of the rounds")
     args = parser.parse_args()
     programs = provide([args.source, "postgres"], cache_folder(), print)
     kind = MySQLServer if args.source == "mysql" else MariaDBServer
@@ -32,6 +48,9 @@ def main() -> None:
         folder.chmod(0o755)
         source: Any = kind(programs, folder / "source")
         with source, PostgresServer(programs, folder / "postgres") as target:
+            if args.kills:
+                run_kills(source, target, folder, args.seed, args.kills)
+                return
             deadline = time.monotonic() + 60 * args.minutes
             number = 0
             while time.monotonic() < deadline:
@@ -56,6 +75,52 @@ def run_round(source: Any, target: PostgresServer, folder: Path, seed: int) -> N
         print(f"seed {seed}: {changes}, {kills} kills, equal after {time.monotonic() - started:.0f} s", flush=True)
     with login.connect(autocommit=True) as conn:
         conn.execute(f"DROP DATABASE {database.name} WITH (FORCE)")  # type: ignore[arg-type]
+
+
+def run_kills(source: Any, target: PostgresServer, folder: Path, seed: int, kills: int) -> None:
+    """Kill the replicator so many times; compare after every thirty."""
+    moments, deaths = random.Random(seed), Counter[str]()
+    forks = multiprocessing.get_context("forkserver")
+    forks.set_forkserver_preload(["replicator.run"])
+    login = Database(target.host, target.port, target.user, target.password, "postgres")
+    with login.connect(autocommit=True) as conn:
+        conn.execute("CREATE DATABASE kills")
+    with make_source_database(source) as database, make_pipeline(database, replace(login, name="kills"), folder) as pipeline:
+        pipeline.configure(replicator={"batch_rows": 50}, log={"level": "error"})
+        churn = Churn(pipeline, seed)
+        pipeline.catch_up()
+        churn.start()
+        for number in range(kills):
+            point = (*POINTS, "")[number % (len(POINTS) + 1)]
+            if point in COPYING:
+                pipeline.conn.execute("SELECT resync(%s)", (f"{database.name}.copied",))
+            nth = 1 if point in COPYING else moments.randint(1, 2 if point == "truncate" else 8)
+            process = forks.Process(target=replicate, args=(pipeline.file, point, nth))
+            process.start()
+            # The last kind of death comes from outside, at any moment.
+            process.join(LONGEST_S if point else moments.uniform(0.2, 2))
+            assert process.is_alive() is not bool(point), f"{point} was not reached"
+            process.kill()
+            process.join()
+            assert process.exitcode == -9, f"{point}: exit {process.exitcode}"
+            deaths[point or "any moment"] += 1
+            if number % 30 == 29 or number == kills - 1:
+                churn.stop()
+                pipeline.catch_up()
+                assert_same(pipeline)
+                print(f"{number + 1} kills, {churn.transactions} transactions: equal", flush=True)
+                churn = churn.again()
+        churn.stop()
+    print(", ".join(f"{name} {count}" for name, count in sorted(deaths.items())))
+
+
+def replicate(file: Path, point: str, nth: int) -> None:
+    """`replicator run` in a forked process, which dies at a point."""
+    settings = load_settings(file, {})
+    configure_log(settings.log.level, service="replicator")
+    crash.arm(point, nth)
+    stop = Stop()
+    keep_trying(Replication(settings, stop).run, settings.retry, stop)
 
 
 def disturb(pipeline: Pipeline, moments: random.Random, seed: int) -> tuple[Load, int]:

@@ -1,6 +1,7 @@
 """The command `replicator` as an operator meets it: exit codes, signals, standby, what it prints and what it never prints."""
 
 import json
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -81,6 +82,30 @@ def test_standby_takes_over(pipeline: Pipeline) -> None:
     pipeline.sync()
     pipeline.assert_equal("t")
     assert pipeline.fetch("SELECT inserted FROM warehouse.tables") == [(2,)]
+    assert second.stop() == 0
+
+
+def test_standby_takes_over_from_a_frozen_process(mysql_pipeline: Pipeline) -> None:
+    """A process that is stopped keeps its session and its lock: a standby ends them, and the other stands by once it wakes."""
+    pipeline = mysql_pipeline
+    pipeline.configure(replicator={"takeover_s": 3})
+    pipeline.source.execute(TABLE)
+    first = start_following(pipeline)
+    second = pipeline.start("replicator", "run")
+    pipeline.wait_until(lambda: "standby" in second.read_log())
+    first.process.send_signal(signal.SIGSTOP)
+    pipeline.source.execute("INSERT INTO t VALUES (1, 1)")
+    pipeline.sync()
+    assert "taking over" in second.read_log()
+    first.process.send_signal(signal.SIGCONT)
+    pipeline.wait_until(lambda: "standby" in first.read_log())
+    pipeline.source.execute("INSERT INTO t VALUES (2, 2)")
+    pipeline.sync()
+    pipeline.assert_equal("t")
+    assert pipeline.status("state") == "Streaming"
+    assert pipeline.fetch("SELECT inserted FROM warehouse.tables") == [(2,)]
+    assert second.process.poll() is None
+    assert first.stop() == 0
     assert second.stop() == 0
 
 

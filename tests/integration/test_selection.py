@@ -98,6 +98,14 @@ def test_columns_are_left_out(mysql_pipeline: Pipeline) -> None:
         pipeline.wait_until(lambda: pipeline.state("users")[0] == "Failed")
         assert "pin%" in str(pipeline.state("users")[1])
         assert "secret" not in str(pipeline.fetch(f"SELECT * FROM {name}"))
+        pipeline.fetch("SELECT exclude_columns(%s, ARRAY['code']), include_columns(%s, ARRAY['pin%%'])", name, name)
+        pipeline.fetch("SELECT resync(%s)", name)
+        pipeline.wait_until(lambda: pipeline.state("users")[0] == "Synced")
+        assert pipeline.read_mirror("users", "id, password, code") == [
+            (1, "hunter2", None),
+            (2, "hunter␀", None),
+            (3, "x", None),
+        ]
 
 
 def test_two_sources_with_the_same_mirror(mysql_pipeline: Pipeline, tmp_path: Path) -> None:
