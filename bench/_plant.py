@@ -20,7 +20,7 @@ import pymysql
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from demo.servers import MySQLServer, PostgresServer, cache_folder, provide
+from demo.servers import MariaDBServer, MySQLServer, PostgresServer, cache_folder, provide
 from replicator.items import Choice
 from replicator.mirror import MirrorTable
 from replicator.position import Position
@@ -38,6 +38,7 @@ NAME = f"plant.{TABLE}"
 MEASUREMENTS = [f"setting_{n}" for n in (1, 2, 3)] + [f"sensor_{n}" for n in range(1, 22)]
 COLUMNS = ["id", "line", "unit", "cycle", "read_at", *MEASUREMENTS]
 ROWS_A_TRANSACTION = 25_000
+READER_ID = 9003
 # Nothing here is about the disk: both sides flush when the system likes.
 FAST_MYSQL = {
     "sync_binlog": "0",
@@ -45,6 +46,7 @@ FAST_MYSQL = {
     "max_binlog_size": "1G",
     "innodb_buffer_pool_size": "512M",
 }
+SERVERS = {"mysql": MySQLServer, "mariadb": MariaDBServer}
 FAST_POSTGRES = {"synchronous_commit": "off", "max_wal_size": "4GB", "shared_buffers": "256MB"}
 
 
@@ -52,7 +54,7 @@ FAST_POSTGRES = {"synchronous_commit": "off", "max_wal_size": "4GB", "shared_buf
 class Plant:
     """Servers, settings for them, and a connection to each."""
 
-    mysql: MySQLServer
+    mysql: MySQLServer | MariaDBServer
     postgres: PostgresServer
     settings: Settings
 
@@ -72,17 +74,17 @@ class Plant:
 
 
 @contextlib.contextmanager
-def running_plant(note: object) -> Iterator[Plant]:
-    """Servers in a folder that is gone afterwards."""
+def running_plant(note: object, source: str = "mysql") -> Iterator[Plant]:
+    """Servers in a folder that is gone afterwards; the source is MySQL or MariaDB."""
     configure_log("warning", service="bench")
-    programs = provide(["mysql", "postgres"], cache_folder(), note)  # type: ignore[arg-type]
+    programs = provide([source, "postgres"], cache_folder(), note)  # type: ignore[arg-type]
     with (
         tempfile.TemporaryDirectory(prefix="tailrace-bench-", ignore_cleanup_errors=True) as name,
         contextlib.ExitStack() as stack,
     ):
         folder = Path(name)
         folder.chmod(0o755)
-        mysql = stack.enter_context(MySQLServer(programs, folder / "mysql", options=FAST_MYSQL))
+        mysql = stack.enter_context(SERVERS[source](programs, folder / source, options=FAST_MYSQL))
         postgres = stack.enter_context(PostgresServer(programs, folder / "postgres", options=FAST_POSTGRES))
         settings = Settings(
             source=SourceSettings(port=mysql.port, user=mysql.user, password=mysql.password, tables=(NAME,)),
@@ -123,7 +125,8 @@ def insert_many(plant: Plant, rows: int, first: int = 1, *, at_once: int = ROWS_
     """Insert rows in transactions of so many, which the server logs as events of many rows."""
     values = ", ".join(f"ROUND(RAND({n}) * {100 + 37 * n}, 4)" for n in range(len(MEASUREMENTS)))
     with plant.connect() as conn, conn.cursor() as cursor:
-        cursor.execute("SET SESSION cte_max_recursion_depth = 10000000")
+        name = "max_recursive_iterations" if isinstance(plant.mysql, MariaDBServer) else "cte_max_recursion_depth"
+        cursor.execute(f"SET SESSION {name} = 10000000")
         for start in range(first, first + rows, at_once):
             last = min(start + at_once, first + rows) - 1
             cursor.execute(
@@ -177,8 +180,9 @@ class Wanted:
 
 
 def open_stream(plant: Plant, start: Position) -> Stream:
-    """The stream of the bench's table from a position on."""
-    return Stream(Source(plant.settings.source), plant.settings.replicator, start, 0, Wanted(), {})
+    """The stream of the bench's table from a position on, under a server id of its own: the replicator insists on its."""
+    settings = plant.settings.source.model_copy(update={"server_id": READER_ID})
+    return Stream(Source(settings), plant.settings.replicator, start, 0, Wanted(), {})
 
 
 def mirror_table(plant: Plant) -> MirrorTable:

@@ -3,6 +3,7 @@
 `python bench/catch_up.py [--quick]`. Inserts: `replicator run --until-caught-up` on a backlog of rows, against COPY BINARY
 of the same tuples into the same table with its key over one connection, which is as fast as Postgres takes rows in that way.
 Updates: every row changed once, against COPY into a stage and one upsert. Rounds in turn, medians.
+Last, without --quick, the same backlog of inserts is taken in by pg_chameleon, from a MariaDB, once by each.
 """
 
 from __future__ import annotations
@@ -10,13 +11,17 @@ from __future__ import annotations
 import argparse
 import resource
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
-from _plant import MEASUREMENTS, NAME, Plant, insert_many, mirror_table, open_stream, running_plant
+from _chameleon import VERSION, Chameleon, NotAvailable
+from _plant import MEASUREMENTS, NAME, TABLE, Plant, insert_many, mirror_table, open_stream, running_plant
 
 from bench.report import Report
+from demo.servers import cache_folder
 from replicator import decode
 from replicator.changes import Batch
 from replicator.copy_binary import COPY_HEADER, COPY_TRAILER, copy_statement
@@ -60,6 +65,10 @@ def main() -> None:
             ),
             peer="COPY to a stage and one upsert", aim=1.0,
         )  # fmt: skip
+    if quick:
+        report.note("catch_up_vs_pg_chameleon is left out of quick runs: pg_chameleon takes too long")
+    else:
+        compare_with_chameleon(report, 50_000)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     report.note(f"peak memory of this process, servers not counted: {peak:,.0f} MiB")
     report.finish()
@@ -73,6 +82,34 @@ def compare(
     times = [(ours(), theirs()) for _ in range(rounds)]
     our_rate, their_rate = (rows / statistics.median(column) for column in zip(*times, strict=True))
     report.add(figure, our_rate, "rows/s", against=f"{peer}: {their_rate:,.0f}", ratio=our_rate / their_rate, aim=aim)
+
+
+def compare_with_chameleon(report: Report, rows: int) -> None:
+    """Rates of both on the same backlog, each from starting its process or run until the last row is to be seen."""
+    with running_plant(report.note, "mariadb") as plant, tempfile.TemporaryDirectory(prefix="tailrace-bench-") as folder:
+        replicate(plant)
+        try:
+            chameleon = Chameleon(cache_folder(), Path(folder))
+            insert_many(plant, 1000)
+            chameleon.prepare(plant.mysql, plant.postgres, "bench", NAME)
+            start = Source(plant.settings.source).position()
+            insert_many(plant, rows, first=1001)
+            theirs = chameleon.replicate(lambda: count(plant, f"chameleon.{TABLE}") == rows + 1000, patience_s=rows / 100)
+        except NotAvailable as error:
+            report.note(f"catch_up_vs_pg_chameleon has no figure: {error}")
+            return
+        ours = statistics.median(timed(plant, lambda: rewind(plant, start), lambda: replicate(plant)) for _ in range(3))
+        assert count(plant, NAME) == rows
+    against = f"pg_chameleon {VERSION}: {rows / theirs:,.0f}"
+    report.add("catch_up_vs_pg_chameleon", rows / ours, "rows/s", against=against, ratio=theirs / ours, aim=20)
+
+
+def count(plant: Plant, table: str) -> int:
+    """The rows of a table of the warehouse."""
+    with plant.warehouse() as conn:
+        row = conn.execute(f"SELECT count(*) FROM {table}").fetchone()
+    assert row is not None
+    return int(row[0])
 
 
 def timed(plant: Plant, prepare: Callable[[], None], work: Callable[[], None]) -> float:

@@ -5,9 +5,7 @@ What is compiled is for this machine's kind of processor; on another kind a cont
 
 import numpy as np
 
-from replicator import decode
-from replicator.changes import ChangeBuffer
-from replicator.plan import Charsets, Plans
+from replicator.compile import compile_kernels
 from scorer.forest import RandomCutForest
 
 
@@ -22,22 +20,6 @@ def warm_scorer() -> None:
         each.explain(rows[:4])
 
 
-def warm_replicator() -> None:
-    """Call each kernel with nothing to do: what is compiled depends on the arguments' types only."""
-    plans, buffer = Plans(Charsets({}, {})), ChangeBuffer(0)
-    packed = (plans.columns, plans.blob, plans.labels)
-    data, none, images = np.zeros(64, np.uint8), np.zeros(0, np.int64), np.zeros(64, np.uint8)
-    decode.consume(
-        data, 0, buffer.state, plans.slots, plans.plans, *packed, buffer.out, buffer.keys, buffer.changes,
-        buffer.transactions, buffer.digits,
-    )  # fmt: skip
-    decode.consume_result(data, 0, buffer.state, 0, plans.plans[0], *packed, buffer.out, buffer.changes, buffer.digits)
-    decode.gather(none, buffer.changes, buffer.out, images)
-    entries = np.zeros(2, decode.ENTRY)
-    decode.fold(none, buffer.changes, buffer.keys, entries, np.full(4, -1, np.int64))
-    decode.stage_keys(none, entries, buffer.keys, 1, images)
-
-
 if __name__ == "__main__":
     warm_scorer()
-    warm_replicator()
+    compile_kernels()

@@ -120,9 +120,7 @@ class Applier:
                 if work.batch.whole:
                     # parts, and pieces between cascades, may have found more that is to be known with these rows
                     self.registry.write(self.conn, work.batch.position)
-                    whole = self._finish(replace(work.batch, seq=work.batch.seq + work.derived))
-                    reach("before_commit")
-                    self.conn.execute("COMMIT")
+                    whole = self._commit(replace(work.batch, seq=work.batch.seq + work.derived))
                     reach("after_commit")
                     self._parts = 0
                     self._settled(whole)
@@ -157,7 +155,6 @@ class Applier:
         else:
             self._write_span(work, 0, len(work.tables))
         work.current = None
-        self._writer.write_counts()
 
     def _write_span(self, work: Work, start: int, end: int) -> None:
         """Write the changes from start to end, table by table."""
@@ -228,17 +225,21 @@ class Applier:
                 each.table, -each.deleted, 0, each.updated, each.deleted, 0, each.seq, commit_us, work.batch.position
             )
 
-    def _finish(self, batch: Batch) -> list[MirrorTable]:
-        """Write what goes with the rows."""
-        write_changes(self.conn, self.registry.name, batch.xa, str(batch.position))
+    def _commit(self, batch: Batch) -> list[MirrorTable]:
+        """Write what goes with the rows and commit, in one round trip; where a statement fails the server skips the rest."""
         reach("before_checkpoint")
         with self.conn.pipeline():
+            self._writer.write_counts()
+            write_changes(self.conn, self.registry.name, batch.xa, str(batch.position))
             self._write_checkpoint(batch.position, batch.seq, batch.commit_us)
             reach("after_checkpoint")
             if batch.seq > self._notified:
                 self.conn.execute(QUERIES["notify"], {"source": self.registry.name, "seq": batch.seq})
+            whole = self.registry.settle(self.conn, batch.position)
+            reach("before_commit")
+            self.conn.execute("COMMIT")
         self._notified = batch.seq
-        return self.registry.settle(self.conn, batch.position)
+        return whole
 
     def _roll_back(self) -> None:
         self._parts = 0

@@ -63,9 +63,8 @@ class MirrorWriter:
 
     def write_counts(self) -> None:
         """Add what was written since the last time to the tables' counters."""
-        with self.conn.pipeline():
-            for count in self._counts:
-                self.conn.execute(QUERIES["count_changes"], count)
+        for count in self._counts:
+            self.conn.execute(QUERIES["count_changes"], count)
         self._counts.clear()
 
     def apply_table(self, table: MirrorTable, rows: Rows, work: Work) -> None:
@@ -166,12 +165,7 @@ class MirrorWriter:
 
     def _copy(self, table: MirrorTable, images: Rows, changes: NDArray[np.void], out: NDArray[np.uint8]) -> None:
         """Copy the tuples of these changes straight into the mirror."""
-        target = np.empty(int(changes["image_bytes"][images].sum()), np.uint8)
-        decode.gather(images, changes, out, target)
-        with self.conn.cursor() as cursor, cursor.copy(copy_statement(table)) as copy:
-            copy.write(COPY_HEADER)
-            copy.write(target.data)
-            copy.write(COPY_TRAILER)
+        copy_tuples(self.conn, copy_statement(table), _join(images, changes, out))
 
     def count(
         self, table: MirrorTable, rows: int, inserted: int, updated: int, deleted: int, raw_rows: int, seq: int,
@@ -221,6 +215,16 @@ class MirrorWriter:
         gone = int(row[0])
         self.count(table, -gone, 0, 0, gone, 0, seq + gone, commit_us, position)
         return seq + gone
+
+
+def _join(rows: Rows, changes: NDArray[np.void], out: NDArray[np.uint8]) -> memoryview:
+    """The tuples of these changes one behind the other: where the kernel wrote them so, which is usual, without a copy."""
+    starts, sizes = changes["image"][rows], changes["image_bytes"][rows]
+    if np.array_equal(starts[1:], starts[:-1] + sizes[:-1]):
+        return out[int(starts[0]) : int(starts[-1]) + int(sizes[-1])].data
+    target = np.empty(int(sizes.sum()), np.uint8)
+    decode.gather(rows, changes, out, target)
+    return target.data
 
 
 def instant(commit_us: int) -> datetime:
