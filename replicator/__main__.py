@@ -1,4 +1,4 @@
-"""The command `replicator`: check | run | snapshot | quarantine | retry | skip."""
+"""The command `replicator`: check | run | snapshot | verify | quarantine | retry | skip."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ def build_parser() -> argparse.ArgumentParser:
         ("check", "list every problem of source and warehouse, each with what mends it"),
         ("run", "copy the matching tables, then follow the binlog until SIGTERM"),
         ("snapshot", "copy tables afresh: asks the running replicator, which does it at once"),
+        ("verify", "prove that mirrors equal the source, or find the rows that differ; by the running replicator, or as one"),
         ("quarantine", "list the rows and events that were set aside"),
         ("retry", "apply again what was set aside: asks the running replicator, which does it at once"),
         ("skip", "do without what was set aside; a stream that an event stopped goes on and every table is copied afresh"),
@@ -35,6 +36,10 @@ def build_parser() -> argparse.ArgumentParser:
             )
         if verb == "snapshot":
             command.add_argument("tables", nargs="+", metavar="DATABASE.TABLE")
+        if verb == "verify":
+            command.add_argument("tables", nargs="*", metavar="DATABASE.TABLE", help="default: every table of the source")
+            command.add_argument("--repair", action="store_true", help="write the source's rows again where the mirror differs")
+            command.add_argument("--rows-per-s", type=float, metavar="N", help="default: the setting verify.rows_per_s")
         if verb in ("retry", "skip"):
             command.add_argument("ids", nargs="+", type=int, metavar="ID")
     return parser
@@ -85,6 +90,13 @@ def snapshot(args: argparse.Namespace, settings: Settings) -> None:
                 sys.stdout.write(f"snapshot of {table} requested\n")
 
 
+def verify(args: argparse.Namespace, settings: Settings) -> None:
+    """Compare tables and print what was found; raise DriftFound where something differs and is not repaired."""
+    from replicator.verify_command import verify_tables
+
+    verify_tables(settings, args.tables, repair=args.repair, rows_per_s=args.rows_per_s, as_json=args.json)
+
+
 def quarantine(args: argparse.Namespace, settings: Settings) -> None:
     """Print what is held."""
     from replicator.quarantine import list_held
@@ -122,7 +134,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(build_parser(), HANDLERS, argv)
 
 
-HANDLERS = {"check": check, "run": run, "snapshot": snapshot, "quarantine": quarantine, "retry": retry, "skip": skip}
+HANDLERS = {
+    "check": check, "run": run, "snapshot": snapshot, "verify": verify, "quarantine": quarantine, "retry": retry, "skip": skip,
+}  # fmt: skip
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -103,3 +103,11 @@ class MirrorTaken(TableProblem):
 
 class LostParent(TableProblem):
     """A table that foreign-key cascades change, and where they come from is not replicated."""
+
+
+class DriftFound(OperatorNeeded):
+    """Verification found rows that differ between the source and the mirror, and did not repair them."""
+
+
+class NotVerified(TryLater):
+    """A table could not be compared, or rows of it changed during every look."""

@@ -23,6 +23,7 @@ from replicator.schema import Registry
 from replicator.snapshot import copy_tables
 from replicator.source import Source
 from replicator.stream import Stream
+from replicator.watch import Watch
 from warehouse.db import Connection, wrap_errors
 from warehouse.service import Progress, Stop
 
@@ -41,6 +42,7 @@ class Follower:
     ) -> None:  # fmt: skip
         self.source, self.conn, self.registry, self.applier = source, conn, registry, applier
         self.position, self.seq, self.stop, self.progress = position, seq, stop, progress
+        self.watch = Watch()
         self.saved = True
         self._head, self._head_at = ("", ""), 0.0
         self._commit_us: int | None = None
@@ -71,6 +73,7 @@ class Follower:
                 self.position, self.saved = item.position, False
         if self.applier.is_open:
             return
+        self.watch.moved(self.position)
         dirty = any(table.dirty or self._is_whole(table) for table in self.registry.by_number)
         if (save and not self.saved) or dirty:
             self.save()
@@ -78,7 +81,8 @@ class Follower:
 
     def _apply(self, batch: Batch) -> None:
         started = time.monotonic()
-        self.seq = self.applier.apply(batch)
+        with self.watch.applying(batch, lambda: self.applier.is_open):
+            self.seq = self.applier.apply(batch)
         self.position = batch.position
         if batch.whole:
             self.saved, self._commit_us = True, None

@@ -8,7 +8,7 @@ reads no rows.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pymysql
@@ -34,6 +34,7 @@ class ReadView:
     Args:
         source: where to connect; two connections of its own are opened.
         tables: names, database.table.
+        hold: called with the position while the tables are still locked; what it raises ends the view.
 
     Attributes:
         connection: for reading the tables. position: every change of these tables up to here is in the view, no later one.
@@ -43,7 +44,7 @@ class ReadView:
         SourceUnavailable: a connection broke.
     """
 
-    def __init__(self, source: Source, tables: Sequence[str]) -> None:
+    def __init__(self, source: Source, tables: Sequence[str], hold: Callable[[Position], None] | None = None) -> None:
         self._locks = source.open()
         try:
             started = time.monotonic()
@@ -58,6 +59,10 @@ class ReadView:
         try:
             if is_versioned:
                 self._begin()
+            if hold is not None:
+                hold(self.position)
+            if is_versioned:
+                self._unlock()
         except BaseException:
             self.close()
             raise
@@ -73,6 +78,9 @@ class ReadView:
         with wrap_errors("cannot begin a consistent snapshot"):
             self.connection.query("SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ")
             self.connection.query("START TRANSACTION WITH CONSISTENT SNAPSHOT")
+
+    def _unlock(self) -> None:
+        with wrap_errors("cannot unlock tables"):
             self._locks.query("UNLOCK TABLES")
 
     def close(self) -> None:

@@ -23,12 +23,14 @@ from replicator.prefetch import Prefetch
 from replicator.prepared import read_prepared
 from replicator.pulse import Pulse, Watch
 from replicator.quarantine import hold_event, read_skipped, retry_rows
+from replicator.repair import carry_out
 from replicator.schema import Registry
 from replicator.selection import Selection
 from replicator.servers import Checkpoint, choose_server
 from replicator.snapshot import Interrupted
 from replicator.source import Source
 from replicator.stream import Stream
+from replicator.verify import Verifier
 from warehouse.db import Connection, connect, take_lock, wrap_errors
 from warehouse.errors import AlreadyRunning, OperatorNeeded, SchemaOutdated
 from warehouse.migrate import require_migrations
@@ -201,6 +203,7 @@ class Replication:
         )  # fmt: skip
         ahead = Prefetch(stream)
         work.follow(stream, ahead)
+        verifier = None if self.until_caught_up else Verifier(self.settings, work.registry, work.watch)
         log.info("streaming", source=self.name, position=str(work.position))
         try:
             # Said only now, because opening the dump can fail.
@@ -218,7 +221,7 @@ class Replication:
                     break
                 if target is not None and work.position.covers(target):
                     break
-                if now - asked_at > REQUESTS_S and not work.applier.is_open:
+                if (now - asked_at > REQUESTS_S or work.watch.has_repairs) and not work.applier.is_open:
                     asked_at = now
                     outcome = self._heed_requests(work)
                     if outcome == "again":
@@ -230,6 +233,8 @@ class Replication:
             work.note_head(math.inf)
             return "done"
         finally:
+            if verifier is not None:
+                verifier.close()
             ahead.close()
 
     def _heed_requests(self, work: Follower) -> Outcome | None:
@@ -246,6 +251,7 @@ class Replication:
             if table is not None and work.registry.matches(name):
                 table.resync = True
         work.seq = retry_rows(work.conn, work.registry, work.seq)
+        work.seq = carry_out(work.conn, work.registry, work.watch, work.seq)
         work.copy_requested()
         return self._pause(work) if requests.pause else None
 

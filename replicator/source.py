@@ -18,7 +18,7 @@ import pymysql.cursors
 
 from replicator.charsets import Charsets
 from replicator.errors import PositionLost, ServerIdTaken, SourceRefused, SourceUnavailable
-from replicator.position import Flavor, GtidSet, Position, parse_gtids
+from replicator.position import Flavor, GtidSet, Position, file_number, parse_gtids
 from replicator.typemap import BINARY, INET_WIDTHS, KINDS, UUID_WIDTH, Column, Kind
 from warehouse.errors import TailraceError
 from warehouse.settings import SourceSettings
@@ -209,6 +209,24 @@ class Source:
         if self.flavor == "mysql" and tuple(int(n) for n in re.findall(r"\d+", self.version)[:2]) >= (8, 2):
             return self.query("SHOW BINARY LOG STATUS")
         return self.query("SHOW MASTER STATUS")
+
+    def shows(self, position: Position) -> bool:
+        """Whether readers see every transaction up to here: the binlog, and so a mirror, has one before its commit is done.
+
+        True without further proof on MySQL without GTIDs, which says nothing about it.
+        """
+        if isinstance(position.gtids, GtidSet):
+            return GtidSet.parse(str(self.query("SELECT @@global.gtid_executed")[0][0])).covers(position.gtids)
+        if self.flavor != "mariadb":
+            return True
+        # MariaDB knowledge base, "START TRANSACTION WITH CONSISTENT SNAPSHOT": these two are the position of what is seen.
+        self.query("START TRANSACTION WITH CONSISTENT SNAPSHOT")
+        try:
+            status = {str(name).lower(): str(value) for name, value in self.query("SHOW STATUS LIKE 'binlog_snapshot%'")}
+        finally:
+            self.query("COMMIT")
+        file, pos = status.get("binlog_snapshot_file", ""), int(status.get("binlog_snapshot_position") or 0)
+        return bool(file) and (file_number(file), pos) >= (file_number(position.file), position.pos)
 
     def binlog_sizes(self) -> Mapping[str, int]:
         """The bytes of every binlog file that the server has."""

@@ -156,6 +156,20 @@ class ReplicatorSettings(Section):
     checkpoint_idle_s: float = Field(default=10, ge=0.1, le=3600, description="how often an idle stream's position is saved")
 
 
+class VerifySettings(Section):
+    """The comparison of mirrors with the source; what somebody asks for is compared at once, whatever stands here."""
+
+    every_s: float | None = Field(
+        default=None, ge=1, description="each table is compared so often, while the stream runs; none: only when somebody asks"
+    )
+    rows_per_s: float = Field(default=20_000, gt=0, description="the most rows that are read per second, on either side")
+    chunk_rows: int = Field(default=20_000, ge=1, le=1_000_000, description="rows that are compared at once")
+    repair: bool = Field(default=False, description="write rows again that differ from the source without a change on its way")
+    busy_threads: int = Field(
+        default=32, ge=1, description="no chunk is begun while the source runs so many statements (Threads_running)"
+    )
+
+
 class RefreshSettings(Section):
     """The materialized views of the schema analytics."""
 
@@ -234,6 +248,7 @@ class Settings(Section):
     source: SourceSettings = SourceSettings()
     warehouse: WarehouseSettings = WarehouseSettings()
     replicator: ReplicatorSettings = ReplicatorSettings()
+    verify: VerifySettings = VerifySettings()
     refresh: RefreshSettings = RefreshSettings()
     scorer: ScorerSettings = ScorerSettings()
     model: tuple[ModelSettings, ...] = ()

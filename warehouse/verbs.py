@@ -15,7 +15,7 @@ from warehouse.db import Connection, wrap_errors
 from warehouse.errors import SchemaOutdated, SettingsError
 
 
-def call_verb(conn: Connection, function: str, *arguments: str | int | Sequence[str] | None) -> object:
+def call_verb(conn: Connection, function: str, *arguments: str | float | Sequence[str] | None) -> object:
     """Call warehouse.FUNCTION and give what it returns.
 
     Args:
@@ -41,6 +41,10 @@ def call_verb(conn: Connection, function: str, *arguments: str | int | Sequence[
 
 
 def _type_of(argument: object, place: int) -> LiteralString:
+    if isinstance(argument, bool):
+        return "bool"
+    if isinstance(argument, float):
+        return "float8"
     if isinstance(argument, int):
         return "int8"
     if argument is None or isinstance(argument, list | tuple):
