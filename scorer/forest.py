@@ -280,12 +280,15 @@ class RandomCutForest(Estimates, Learning, Checkpoint, Blocks):
         """
         rows = self._rows_to_score(X)
         high, low = np.empty(rows.shape), np.empty(rows.shape)
-        size = max(1, self.block_rows // 16)
+        size = max(1, self.block_rows // 4)
         for start in range(0, len(rows), size):
             points = pack(rows[start : start + size])
             partial = np.empty((self._chunks, len(points), 2, points.shape[1]))
-            self._run(kernels.explain_rows, len(points), *self._arrays(), points, self.columns, partial)
+            scores = np.empty((self._chunks, len(points)))
+            self._run(kernels.explain_rows, len(points), *self._arrays(), points, self.columns, partial, scores)
             total = self._total(partial)
+            # Gaps are added up in float32 for the score, one by one in float64 for its parts: what rounding leaves is spread.
+            total *= _share_out(self._total(scores), total.sum(axis=(1, 2)))[:, np.newaxis, np.newaxis]
             high[start : start + len(points)] = total[:, 0, : self.columns]
             low[start : start + len(points)] = total[:, 1, : self.columns]
         return high, low
@@ -296,3 +299,8 @@ class RandomCutForest(Estimates, Learning, Checkpoint, Blocks):
         rows = as_rows(X, self.columns)
         refuse_infinities(rows)
         return rows
+
+
+def _share_out(scores: Floats, sums: Floats) -> Floats:
+    """What the parts are to be multiplied by to add up to the scores; 1 where there are none."""
+    return np.divide(scores, sums, out=np.ones(len(scores)), where=sums > 0.0)

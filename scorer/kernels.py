@@ -58,12 +58,12 @@ SLOT = np.dtype(
 LANES = 8  # partial sums in `gap_sum`; fixed, so that results do not depend on the processor's vector width
 CHUNK_TREES = 4  # trees whose scores are added before chunks are; fixed, so that results do not depend on the number of threads
 NONE = -1
+_TINY = 1e-300  # turns 0 / 0 into 0, and is lost in any sum of float32 values that is not zero
 
 MAX_DEPTH = 2047  # internal nodes of the largest tree, and so the longest path
 _INVERSE = 1.0 / np.arange(1, MAX_DEPTH + 2)  # _INVERSE[depth] = 1 / (depth + 1): a load is cheaper than a division
-_FEW_ROWS = 32  # rows at a node from which on it pays to take the node's rows together
+_MANY_ROWS = 192  # rows from which on it pays to go through the boxes of a tree, and not through those of each row
 
-_TINY = 1e-300  # turns 0 / 0 into 0, and is lost in any sum of float32 values that is not zero
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
@@ -75,6 +75,7 @@ _compiled = njit(**_OPTIONS)
 # Without reference counts, for functions that make no array: each array argument of a call would be counted up and down, and an
 # atomic instruction takes longer than a box.
 _uncounted = njit(**_OPTIONS | {"_nrt": False})
+_inlined = njit(**_OPTIONS | {"_nrt": False, "forceinline": True})
 
 
 # --- vector code ------------------------------------------------------------------------------------
@@ -94,15 +95,39 @@ def _fold(lanes):
 
 def _gap_sum_plain(corners, low, high, points, row):
     """`gap_sum` without compilation."""
-    point = points[row].astype(np.float64)
-    below = corners[low].astype(np.float64) - point
-    above = point - corners[high].astype(np.float64)
+    with np.errstate(invalid="ignore", over="ignore"):
+        x, a, b = points[row], corners[low], corners[high]
+        inside = np.where(x < b, x, b)
+        inside = np.where(inside > a, inside, a)
+        gaps = np.abs(x - inside)
+        whole = gaps.size // (2 * LANES) * (2 * LANES)
+        sums = np.zeros(2 * LANES, np.float32)
+        for part in gaps[:whole].reshape(-1, 2 * LANES):
+            sums = sums + part
+        lanes = sums[:LANES] + sums[LANES:]
+        if whole < gaps.size:
+            lanes = lanes + gaps[whole:]
+        total = _fold(lanes.astype(np.float64))
+    if total < math.inf:
+        return total
+    point = x.astype(np.float64)
+    below, above = a.astype(np.float64) - point, point - b.astype(np.float64)
     gaps = np.where(below > above, below, above)
-    gaps = np.where(gaps > 0.0, gaps, 0.0)
+    return _sum_plain(np.where(gaps > 0.0, gaps, 0.0))
+
+
+def _sum_plain(values):
+    """Sum in float64, LANES partial sums."""
     total = np.zeros(LANES)
-    for part in gaps.reshape(-1, LANES):
+    for part in values.reshape(-1, LANES):
         total = total + part
     return _fold(total)
+
+
+def _range_plain(corners, low, high):
+    """Sum of the side lengths of a box."""
+    lengths = corners[high].astype(np.float64) - corners[low].astype(np.float64)
+    return _sum_plain(np.where(lengths > 0.0, lengths, 0.0))
 
 
 def _add_gaps_plain(corners, low, high, points, row, weight, sums, at):
@@ -119,7 +144,7 @@ def _widen_plain(corners, low, high, points, row):
     x, a, b = points[row], corners[low].copy(), corners[high].copy()
     corners[low] = np.where((x < a) | np.isnan(a), x, a)
     corners[high] = np.where((x > b) | np.isnan(b), x, b)
-    return _gap_sum_plain(corners, high, high, corners, low)
+    return _range_plain(corners, low, high)
 
 
 def _join_plain(corners, mine, first_low, first_high, second_low, second_high):
@@ -130,7 +155,7 @@ def _join_plain(corners, mine, first_low, first_high, second_low, second_high):
     a, b = corners[first_high], corners[second_high]
     corners[mine + 1] = np.where((a > b) | np.isnan(b), a, b)
     changed = not np.array_equal(before, corners[mine : mine + 2], equal_nan=True)
-    total = _gap_sum_plain(corners, mine + 1, mine + 1, corners, mine)
+    total = _range_plain(corners, mine, mine + 1)
     return -total if changed else total
 
 
@@ -140,8 +165,74 @@ def _pick_child_plain(nodes, node, points, row):
     return int(record["right"] if points[row, record["cut_dim"]] > record["cut_value"] else record["left"])
 
 
-_F32, _F64, _I1, _I32, _I64 = ir.FloatType(), ir.DoubleType(), ir.IntType(1), ir.IntType(32), ir.IntType(64)
-_PACKED, _WIDE = ir.VectorType(_F32, LANES), ir.VectorType(_F64, LANES)
+def _is_apart_plain(corners, leaf, points, row):
+    """`is_apart` without compilation."""
+    a, b = corners[leaf], points[row]
+    return bool(((a < b) | (a > b)).any())
+
+
+def _is_whole_plain(corners, row):
+    """`is_whole` without compilation."""
+    return not np.isnan(corners[row]).any()
+
+
+def _find_group_plain(nodes, node, depth, points, order, first, last, leaves, depths):
+    """`find_few` and `find_many` without compilation."""
+    for k in range(first, last):
+        at, level = node, depth
+        while at < nodes.shape[0] // 2:
+            at, level = _pick_child_plain(nodes, at, points, order[k]), level + 1
+        leaves[k], depths[k] = at, level
+
+
+def _add_path_plain(corners, points, row, path, weights, first, last, leaf, leaf_weight, sums, at):
+    """`add_path` without compilation."""
+    point, boxes = points[row].astype(np.float64), corners.astype(np.float64)
+    high = leaf_weight * np.where(point > boxes[leaf], point - boxes[leaf], 0.0)
+    low = leaf_weight * np.where(boxes[leaf] > point, boxes[leaf] - point, 0.0)
+    for level in range(first, last):
+        above, below = point - boxes[2 * path[level] + 1], boxes[2 * path[level]] - point
+        high = high + weights[level] * np.where(above > 0.0, above, 0.0)
+        low = low + weights[level] * np.where(below > 0.0, below, 0.0)
+    sums[at] += high
+    sums[at + 1] += low
+
+
+def _climb_plain(nodes, corners, points, order, first, last, leaves, depths, value, steps, path, shares, totals):
+    """`climb` and `climb_recorded` without compilation."""
+    for k in range(first, last):
+        row, depth, node, step = order[k], int(depths[k]), int(nodes[leaves[k]]["parent"]), 0
+        while node != NONE:
+            gap = _gap_sum_plain(corners, 2 * node, 2 * node + 1, points, row)
+            total = float(nodes[node]["range_sum"]) + gap + _TINY
+            q, depth = gap / total, depth - 1
+            value[row] = q * (1.0 / (depth + 1.0)) + (1.0 - q) * value[row]
+            if k - first < steps.size and step < path.shape[0]:
+                path[step, k - first], shares[step, k - first], totals[step, k - first] = node, q, total
+            odd = np.isnan(points[row]).any() or not _is_whole_plain(corners, 2 * node)
+            if gap <= 0.0 and not odd:
+                break
+            step += 1
+            node = int(nodes[node]["parent"])
+        if k - first < steps.size:
+            steps[k - first] = step
+
+
+def _join_rows_plain(corners, low, points, order, values, target, first, last, range_sum, weight, least, value):
+    """`join_rows` without compilation."""
+    for k in range(first, last):
+        row = order[k]
+        gap = _gap_sum_plain(corners, low, low + 1, points, row)
+        q = gap / (range_sum + gap + _TINY)
+        value[row] = q * weight + (1.0 - q) * values[k]
+        order[target], values[target] = row, value[row]
+        target += int(gap > least)
+    return target
+
+
+_F32, _F64 = ir.FloatType(), ir.DoubleType()
+_I1, _I16, _I32, _I64 = ir.IntType(1), ir.IntType(16), ir.IntType(32), ir.IntType(64)
+_PACKED, _PAIR, _WIDE = ir.VectorType(_F32, LANES), ir.VectorType(_F32, 2 * LANES), ir.VectorType(_F64, LANES)
 _ZEROS = ir.Constant(_WIDE, [0.0] * LANES)
 
 
@@ -181,52 +272,108 @@ class _Rows:
         """The larger; b where either is NaN."""
         return self.builder.select(self.builder.fcmp_ordered(">", a, b), a, b)
 
+    def halves(self, value):
+        """First and second half of a vector."""
+        size = value.type.count // 2
+        undefined, mask = ir.Constant(value.type, ir.Undefined), ir.VectorType(_I32, size)
+        return [
+            self.builder.shuffle_vector(value, undefined, ir.Constant(mask, list(range(first, first + size))))
+            for first in (0, size)
+        ]
+
     def total(self, lanes):
         """Sum of the lanes, folded in halves."""
-        size = LANES
-        while size > 1:
-            size //= 2
-            undefined = ir.Constant(lanes.type, ir.Undefined)
-            mask = ir.VectorType(_I32, size)
-            first = self.builder.shuffle_vector(lanes, undefined, ir.Constant(mask, list(range(size))))
-            second = self.builder.shuffle_vector(lanes, undefined, ir.Constant(mask, list(range(size, 2 * size))))
-            lanes = self.builder.fadd(first, second)
+        while lanes.type.count > 1:
+            lanes = self.builder.fadd(*self.halves(lanes))
         return self.builder.extract_element(lanes, ir.Constant(_I32, 0))
+
+    def totals(self, parts):
+        """`total` of each of several vectors, as one vector: the same additions, for all at once."""
+        size, height = parts[0].type.count, parts[0].type.count // 2
+        while height:
+            blocks = range(0, size, 2 * height)
+            first = [block + i for block in blocks for i in range(height)]
+            second = [index + height for index in first]
+            if len(parts) > 1:
+                first, second = ([*half, *(size + index for index in half)] for half in (first, second))
+                pairs = list(zip(parts[::2], parts[1::2], strict=True))
+            else:
+                pairs = [(parts[0], parts[0])]
+            masks = [ir.Constant(ir.VectorType(_I32, len(half)), half) for half in (first, second)]
+            parts = [self.builder.fadd(*(self.builder.shuffle_vector(a, b, mask) for mask in masks)) for a, b in pairs]
+            size, height = parts[0].type.count, height // 2
+        return parts[0]
+
+    def spread(self, value, count=LANES):
+        """A vector of one value."""
+        undefined = ir.Constant(ir.VectorType(value.type, count), ir.Undefined)
+        first = self.builder.insert_element(undefined, value, ir.Constant(_I32, 0))
+        return self.builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(_I32, count), [0] * count))
+
+    def gaps(self, boxes):
+        """`gap_sum` of several (low corner, high corner, point), given as pointers: a vector, and which are odd: something is
+        missing, or too large for sums in float32. The others' boxes are whole.
+        """
+        builder, zero, pair = self.builder, ir.Constant(_I64, 0), ir.Constant(_I64, 2 * LANES)
+
+        def distances(box, index, kind):
+            # |x - the nearest number in the box|: fewest instructions, and NaN where anything is missing.
+            low, high, x = (self.load(pointer, index, kind) for pointer in box)
+            inside = builder.select(builder.fcmp_ordered("<", x, high), x, high)
+            bits = builder.bitcast(builder.fsub(x, self.larger(inside, low)), ir.VectorType(_I32, kind.count))
+            return builder.bitcast(builder.and_(bits, ir.Constant(bits.type, [2**31 - 1] * kind.count)), kind)
+
+        # In float32: twice the lanes, half the conversions.
+        pairs = builder.and_(self.width, ir.Constant(_I64, -2 * LANES))
+        sums = [cgutils.alloca_once(builder, _PAIR) for _ in boxes]
+        for place in sums:
+            builder.store(ir.Constant(_PAIR, [0.0] * (2 * LANES)), place)
+        with cgutils.for_range_slice(builder, zero, pairs, pair, inc=True) as (index, _):
+            for box, place in zip(boxes, sums, strict=True):
+                builder.store(builder.fadd(builder.load(place), distances(box, index, _PAIR)), place)
+        lanes = [cgutils.alloca_once(builder, _PACKED) for _ in boxes]
+        for place, lane in zip(sums, lanes, strict=True):
+            builder.store(builder.fadd(*self.halves(builder.load(place))), lane)
+        with builder.if_then(builder.icmp_signed("!=", pairs, self.width)):
+            for box, lane in zip(boxes, lanes, strict=True):
+                builder.store(builder.fadd(builder.load(lane), distances(box, pairs, _PACKED)), lane)
+        found = self.totals([self.wide(builder.load(lane)) for lane in lanes])
+        odd = builder.fcmp_unordered(">=", found, ir.Constant(found.type, [math.inf] * len(boxes)))
+        place = cgutils.alloca_once(builder, found.type)
+        builder.store(found, place)
+        bits = builder.bitcast(odd, ir.IntType(len(boxes)))
+        with builder.if_then(builder.icmp_unsigned("!=", bits, ir.Constant(bits.type, 0)), likely=False):
+            self._gaps_in_full(boxes, odd, found, place)
+        return builder.load(place), odd
+
+    def _gaps_in_full(self, boxes, odd, found, place):
+        """The odd ones in float64, what is missing left out."""
+        builder, number = self.builder, ir.Constant(_I64, len(boxes))
+        pointers = [cgutils.alloca_once(builder, boxes[0][0].type, size=number) for _ in range(3)]
+        for i, box in enumerate(boxes):
+            for place_of, pointer in zip(pointers, box, strict=True):
+                builder.store(pointer, builder.gep(place_of, [ir.Constant(_I64, i)]))
+        total = cgutils.alloca_once(builder, _WIDE)
+        full = cgutils.alloca_once(builder, found.type)
+        with cgutils.for_range(builder, number) as loop:
+            box = [builder.load(builder.gep(place_of, [loop.index])) for place_of in pointers]
+            builder.store(_ZEROS, total)
+            with self.parts() as (index, _):
+                low, high, x = (self.wide(self.load(pointer, index)) for pointer in box)
+                gap = self.larger(self.larger(builder.fsub(low, x), builder.fsub(x, high)), _ZEROS)
+                builder.store(builder.fadd(builder.load(total), gap), total)
+            target = builder.gep(builder.bitcast(full, _F64.as_pointer()), [loop.index])
+            builder.store(self.total(builder.load(total)), target)
+        builder.store(builder.select(odd, builder.load(full), found), place)
 
 
 @intrinsic
 def _gap_sum_vector(typing_context, corners, low, high, points, row):
     def generate(context, builder, signature, arguments):
         rows = _Rows(context, builder, signature, arguments, (0, 3))
-        box_low, box_high = rows.pointer(0, arguments[1]), rows.pointer(0, arguments[2])
-        point = rows.pointer(3, arguments[4])
-
-        def add_parts(gap):
-            total = cgutils.alloca_once_value(builder, _ZEROS)
-            with rows.parts() as (index, _):
-                x, low, high = (rows.load(pointer, index) for pointer in (point, box_low, box_high))
-                builder.store(builder.fadd(builder.load(total), gap(x, low, high)), total)
-            return rows.total(builder.load(total))
-
-        def distance(x, low, high):
-            # |x - the nearest number in the box|: fewest instructions for the units that add, which are what limits the sum.
-            inside = builder.select(builder.fcmp_ordered("<", x, high), x, high)
-            inside = rows.larger(inside, low)
-            difference = builder.fsub(rows.wide(x), rows.wide(inside))
-            bits = builder.bitcast(difference, ir.VectorType(_I64, LANES))
-            bits = builder.and_(bits, ir.Constant(bits.type, [2**63 - 1] * LANES))
-            return builder.bitcast(bits, _WIDE)
-
-        def careful(x, low, high):
-            x = rows.wide(x)
-            below, above = builder.fsub(rows.wide(low), x), builder.fsub(x, rows.wide(high))
-            return rows.larger(rows.larger(below, above), _ZEROS)
-
-        found = cgutils.alloca_once_value(builder, add_parts(distance))
-        missing = builder.fcmp_unordered("uno", builder.load(found), builder.load(found))
-        with builder.if_then(missing, likely=False):
-            builder.store(add_parts(careful), found)
-        return builder.load(found)
+        box = rows.pointer(0, arguments[1]), rows.pointer(0, arguments[2]), rows.pointer(3, arguments[4])
+        found, _ = rows.gaps([box])
+        return builder.extract_element(found, ir.Constant(_I32, 0))
 
     return types.float64(corners, types.int64, types.int64, points, types.int64), generate
 
@@ -309,68 +456,430 @@ def _join_vector(typing_context, corners, mine, first_low, first_high, second_lo
     return types.float64(corners, whole, whole, whole, whole, whole), generate
 
 
+class _Records:
+    """Nodes as bytes: fields of a record, and the child that a point goes to."""
+
+    def __init__(self, context, builder, signature, arguments, index):
+        self.builder = builder
+        records = context.make_array(signature.args[index])(context, builder, arguments[index])
+        self.start = builder.bitcast(records.data, ir.IntType(8).as_pointer())
+        self.first_leaf = builder.lshr(cgutils.unpack_tuple(builder, records.shape)[0], ir.Constant(_I64, 1))
+
+    def field(self, node, name, kind, beyond=None):
+        """A field of a record, or what lies `beyond` bytes behind it."""
+        offset = ir.Constant(_I64, NODE.fields[name][1])
+        offset = offset if beyond is None else self.builder.add(offset, beyond)
+        record = self.builder.gep(self.start, [self.builder.mul(node, ir.Constant(_I64, NODE.itemsize))])
+        value = self.builder.load(self.builder.bitcast(self.builder.gep(record, [offset]), kind.as_pointer()))
+        value.align = 1
+        return value
+
+    def child(self, node, point):
+        """Child of an internal node for a point with a value in the cut's dimension."""
+        dim = self.builder.zext(self.field(node, "cut_dim", _I16), _I64)
+        value = self.builder.load(self.builder.gep(point, [dim]))
+        right = self.builder.fcmp_ordered(">", value, self.field(node, "cut_value", _F32))
+        # The right child stands two bytes after the left one.
+        beyond = self.builder.shl(self.builder.zext(right, _I64), ir.Constant(_I64, 1))
+        return self.builder.zext(self.field(node, "left", _I16, beyond), _I64)
+
+
 @intrinsic
 def _pick_child_vector(typing_context, nodes, node, points, row):
     def generate(context, builder, signature, arguments):
-        records = context.make_array(signature.args[0])(context, builder, arguments[0])
         rows = _Rows(context, builder, signature, arguments, (2,))
-        start = builder.bitcast(records.data, ir.IntType(8).as_pointer())
-        record = builder.gep(start, [builder.mul(arguments[1], ir.Constant(_I64, NODE.itemsize))])
-
-        def field(name, kind, beyond=None):
-            offset = ir.Constant(_I64, NODE.fields[name][1])
-            offset = offset if beyond is None else builder.add(offset, beyond)
-            value = builder.load(builder.bitcast(builder.gep(record, [offset]), kind.as_pointer()))
-            value.align = 1
-            return value
-
-        dim = builder.zext(field("cut_dim", ir.IntType(16)), _I64)
-        value = builder.load(builder.gep(rows.pointer(2, arguments[3]), [dim]))
-        right = builder.zext(builder.fcmp_ordered(">", value, field("cut_value", _F32)), _I64)
-        # The right child stands two bytes after the left one.
-        child = field("left", ir.IntType(16), builder.shl(right, ir.Constant(_I64, 1)))
-        return builder.zext(child, _I64)
+        records = _Records(context, builder, signature, arguments, 0)
+        return records.child(arguments[1], rows.pointer(2, arguments[3]))
 
     return types.int64(nodes, types.int64, points, types.int64), generate
 
 
+def _find_group(group):
+    """The loop that takes `group` rows at a time down the tree: their loads do not wait for each other."""
+
+    @intrinsic
+    def find(typing_context, nodes, node, depth, points, order, first, last, leaves, depths):
+        def generate(context, builder, signature, arguments):
+            records = _Records(context, builder, signature, arguments, 0)
+            rows = _Rows(context, builder, signature, arguments, (3,))
+            order, leaves, depths = (
+                context.make_array(signature.args[i])(context, builder, arguments[i]).data for i in (4, 7, 8)
+            )
+            one = ir.Constant(_I64, 1)
+            final = builder.sub(arguments[6], one)
+            with cgutils.for_range_slice(builder, arguments[5], arguments[6], ir.Constant(_I64, group), inc=True) as (k, _):
+                # Past the last row its like are taken, and what they find is what it finds.
+                places = [builder.add(k, ir.Constant(_I64, i)) for i in range(group)]
+                places = [builder.select(builder.icmp_signed("<", place, final), place, final) for place in places]
+                points = [rows.pointer(3, builder.sext(builder.load(builder.gep(order, [place])), _I64)) for place in places]
+                at = [cgutils.alloca_once_value(builder, arguments[1]) for _ in range(group)]
+                level = [cgutils.alloca_once_value(builder, arguments[2]) for _ in range(group)]
+                for i in range(group):
+                    builder.store(arguments[1], at[i])
+                    builder.store(arguments[2], level[i])
+                head, end = builder.append_basic_block("level"), builder.append_basic_block("leaves")
+                more = builder.icmp_signed("<", arguments[1], records.first_leaf)
+                builder.cbranch(more, head, end)
+                builder.position_at_end(head)
+                more = ir.Constant(_I1, 0)
+                for i in range(group):
+                    current = builder.load(at[i])
+                    inner = builder.icmp_signed("<", current, records.first_leaf)
+                    found = builder.select(inner, records.child(current, points[i]), current)
+                    builder.store(found, at[i])
+                    builder.store(builder.add(builder.load(level[i]), builder.zext(inner, _I64)), level[i])
+                    more = builder.or_(more, builder.icmp_signed("<", found, records.first_leaf))
+                builder.cbranch(more, head, end)
+                builder.position_at_end(end)
+                for i in range(group):
+                    builder.store(builder.trunc(builder.load(at[i]), _I32), builder.gep(leaves, [places[i]]))
+                    builder.store(builder.trunc(builder.load(level[i]), _I32), builder.gep(depths, [places[i]]))
+            return context.get_dummy_value()
+
+        whole = types.int64
+        return types.void(nodes, whole, whole, points, order, whole, whole, leaves, depths), generate
+
+    return find
+
+
+_find_few_vector, _find_many_vector = _find_group(4), _find_group(12)
+
+
+@intrinsic
+def _is_apart_vector(typing_context, corners, leaf, points, row):
+    def generate(context, builder, signature, arguments):
+        rows = _Rows(context, builder, signature, arguments, (0, 2))
+        known, point = rows.pointer(0, arguments[1]), rows.pointer(2, arguments[3])
+        apart = cgutils.alloca_once_value(builder, ir.Constant(ir.VectorType(_I1, LANES), [0] * LANES))
+        with rows.parts() as (index, _):
+            differs = builder.fcmp_ordered("!=", rows.load(known, index), rows.load(point, index))
+            builder.store(builder.or_(builder.load(apart), differs), apart)
+        bits = builder.bitcast(builder.load(apart), ir.IntType(LANES))
+        return builder.icmp_unsigned("!=", bits, ir.Constant(bits.type, 0))
+
+    return types.boolean(corners, types.int64, points, types.int64), generate
+
+
+@intrinsic
+def _is_whole_vector(typing_context, corners, row):
+    def generate(context, builder, signature, arguments):
+        rows = _Rows(context, builder, signature, arguments, (0,))
+        corner = rows.pointer(0, arguments[1])
+        missing = cgutils.alloca_once_value(builder, ir.Constant(ir.VectorType(_I1, LANES), [0] * LANES))
+        with rows.parts() as (index, _):
+            value = rows.load(corner, index)
+            builder.store(builder.or_(builder.load(missing), builder.fcmp_unordered("uno", value, value)), missing)
+        bits = builder.bitcast(builder.load(missing), ir.IntType(LANES))
+        return builder.icmp_unsigned("==", bits, ir.Constant(bits.type, 0))
+
+    return types.boolean(corners, types.int64), generate
+
+
+@intrinsic
+def _add_path_vector(typing_context, corners, points, row, path, weights, first, last, leaf, leaf_weight, sums, at):
+    def generate(context, builder, signature, arguments):
+        rows = _Rows(context, builder, signature, arguments, (0, 1, 9))
+        point, sums_high = rows.pointer(1, arguments[2]), rows.pointer(9, arguments[10])
+        sums_low = builder.gep(sums_high, [rows.width])
+        path, weights = (context.make_array(signature.args[i])(context, builder, arguments[i]).data for i in (3, 4))
+        high, low = cgutils.alloca_once(builder, _WIDE), cgutils.alloca_once(builder, _WIDE)
+        one = ir.Constant(_I64, 1)
+        leaf_point, leaf_weight = rows.pointer(0, arguments[7]), rows.spread(arguments[8])
+        with rows.parts() as (index, _):
+            x = rows.wide(rows.load(point, index))
+            known = rows.wide(rows.load(leaf_point, index))
+            builder.store(builder.fmul(leaf_weight, rows.larger(builder.fsub(x, known), _ZEROS)), high)
+            builder.store(builder.fmul(leaf_weight, rows.larger(builder.fsub(known, x), _ZEROS)), low)
+            with cgutils.for_range_slice(builder, arguments[5], arguments[6], one, inc=True) as (level, _):
+                node = builder.sext(builder.load(builder.gep(path, [level])), _I64)
+                box_low = rows.pointer(0, builder.shl(node, one))
+                box_high = builder.gep(box_low, [rows.width])
+                weight = rows.spread(builder.load(builder.gep(weights, [level])))
+                above = builder.fsub(x, rows.wide(rows.load(box_high, index)))
+                below = builder.fsub(rows.wide(rows.load(box_low, index)), x)
+                for total, gap in ((high, above), (low, below)):
+                    builder.store(builder.fadd(builder.load(total), builder.fmul(weight, rows.larger(gap, _ZEROS))), total)
+            for pointer, total in ((sums_high, high), (sums_low, low)):
+                rows.store(builder.fadd(rows.load(pointer, index, _WIDE, 8), builder.load(total)), pointer, index, 8)
+        return context.get_dummy_value()
+
+    whole = types.int64
+    given = corners, points, whole, path, weights, whole, whole, whole, types.float64, sums, whole
+    return types.void(*given), generate
+
+
+@intrinsic
+def _touch_vector(typing_context, array):
+    def generate(context, builder, signature, arguments):
+        view = context.make_array(signature.args[0])(context, builder, arguments[0])
+        size = builder.mul(view.nitems, view.itemsize)
+        start = builder.bitcast(view.data, ir.IntType(8).as_pointer())
+        seen = cgutils.alloca_once_value(builder, ir.Constant(ir.IntType(8), 0))
+        with cgutils.for_range_slice(builder, ir.Constant(_I64, 0), size, ir.Constant(_I64, 64), inc=True) as (offset, _):
+            builder.store(builder.xor(builder.load(seen), builder.load(builder.gep(start, [offset]))), seen)
+        return builder.zext(builder.load(seen), _I64)
+
+    return types.int64(array), generate
+
+
+_CLIMBERS = 4  # rows that climb side by side; more are no faster, because all go on until the last one is done
+
+
+def _climb_group(recorded):
+    """The loop that takes rows up the tree, some at a time. `recorded`: also q, R + E and nodes of every step."""
+
+    @intrinsic
+    def climb(typing_context, nodes, corners, points, order, first, last, leaves, depths, value, steps, path, shares, totals):
+        def generate(context, builder, signature, arguments):
+            records = _Records(context, builder, signature, arguments, 0)
+            rows = _Rows(context, builder, signature, arguments, (1, 2))
+            order, leaves, depths, value, steps, path, shares, totals = (
+                context.make_array(signature.args[i])(context, builder, arguments[i]).data for i in (3, 6, 7, 8, 9, 10, 11, 12)
+            )
+            lanes, zero, one = range(_CLIMBERS), ir.Constant(_I64, 0), ir.Constant(_I64, 1)
+            numbers, flags = ir.VectorType(_F64, _CLIMBERS), ir.IntType(_CLIMBERS)
+            wholes = ir.VectorType(_I64, _CLIMBERS)
+
+            def constant(number):
+                return ir.Constant(numbers, [number] * _CLIMBERS)
+
+            def gather(values):
+                made = ir.Constant(ir.VectorType(values[0].type, _CLIMBERS), ir.Undefined)
+                for i, each in enumerate(values):
+                    made = builder.insert_element(made, each, ir.Constant(_I32, i))
+                return made
+
+            final = builder.sub(arguments[5], one)
+            at = [cgutils.alloca_once(builder, _I64) for _ in lanes]
+            level, current = cgutils.alloca_once(builder, numbers), cgutils.alloca_once(builder, numbers)
+            taken, step = cgutils.alloca_once(builder, wholes), cgutils.alloca_once(builder, _I64)
+            with cgutils.for_range_slice(builder, arguments[4], arguments[5], ir.Constant(_I64, _CLIMBERS), inc=True) as (k, _):
+                places = [builder.add(k, ir.Constant(_I64, i)) for i in lanes]
+                places = [builder.select(builder.icmp_signed("<", place, final), place, final) for place in places]
+                numbers_of_rows = [builder.sext(builder.load(builder.gep(order, [place])), _I64) for place in places]
+                row_points = [rows.pointer(2, row) for row in numbers_of_rows]
+                starts = [builder.sext(builder.load(builder.gep(leaves, [place])), _I64) for place in places]
+                for start, place in zip(starts, at, strict=True):
+                    builder.store(builder.sext(records.field(start, "parent", _I16), _I64), place)
+                depth = [builder.sitofp(builder.load(builder.gep(depths, [place])), _F64) for place in places]
+                builder.store(gather(depth), level)
+                builder.store(gather([builder.load(builder.gep(value, [row])) for row in numbers_of_rows]), current)
+                builder.store(ir.Constant(wholes, [0] * _CLIMBERS), taken)
+                builder.store(zero, step)
+                head, end = builder.append_basic_block("up"), builder.append_basic_block("done")
+                builder.branch(head)
+
+                builder.position_at_end(head)
+                nodes = [builder.load(place) for place in at]
+                there = builder.icmp_signed(">=", gather(nodes), ir.Constant(wholes, [0] * _CLIMBERS))
+                # Whoever is past the root stays there, and nothing that it meets counts.
+                real = [builder.select(builder.icmp_signed(">=", node, zero), node, zero) for node in nodes]
+                lows = [rows.pointer(1, builder.shl(node, one)) for node in real]
+                gap, odd = rows.gaps(
+                    [(low, builder.gep(low, [rows.width]), point) for low, point in zip(lows, row_points, strict=True)]
+                )
+                gap = builder.select(there, gap, constant(0.0))
+                range_sum = gather([records.field(node, "range_sum", _F64) for node in real])
+                for node, known, place in zip(real, nodes, at, strict=True):
+                    up = builder.sext(records.field(node, "parent", _I16), _I64)
+                    builder.store(builder.select(builder.icmp_signed(">=", known, zero), up, ir.Constant(_I64, NONE)), place)
+                here = builder.fsub(builder.load(level), builder.select(there, constant(1.0), constant(0.0)))
+                builder.store(here, level)
+                total = builder.fadd(builder.fadd(range_sum, gap), constant(_TINY))
+                q = builder.fdiv(gap, total)
+                weight = builder.fdiv(constant(1.0), builder.fadd(here, constant(1.0)))
+                kept = builder.fmul(builder.fsub(constant(1.0), q), builder.load(current))
+                builder.store(builder.fadd(builder.fmul(q, weight), kept), current)
+                goes_on = builder.and_(there, builder.or_(odd, builder.fcmp_ordered(">", gap, constant(0.0))))
+                if recorded:
+                    builder.store(builder.add(builder.load(taken), builder.zext(goes_on, wholes)), taken)
+                    offset = builder.mul(builder.load(step), ir.Constant(_I64, _CLIMBERS))
+                    for vector, target in ((q, shares), (total, totals)):
+                        address = builder.bitcast(builder.gep(target, [offset]), numbers.as_pointer())
+                        builder.store(vector, address).align = 8
+                    for i, node in enumerate(real):
+                        target = builder.gep(path, [builder.add(offset, ir.Constant(_I64, i))])
+                        builder.store(builder.trunc(node, _I32), target)
+                    builder.store(builder.add(builder.load(step), one), step)
+                bits = builder.bitcast(goes_on, flags)
+                builder.cbranch(builder.icmp_unsigned("!=", bits, ir.Constant(flags, 0)), head, end)
+
+                builder.position_at_end(end)
+                for i, row in enumerate(numbers_of_rows):
+                    found = builder.extract_element(builder.load(current), ir.Constant(_I32, i))
+                    builder.store(found, builder.gep(value, [row]))
+                    if recorded:
+                        count = builder.extract_element(builder.load(taken), ir.Constant(_I32, i))
+                        builder.store(builder.trunc(count, _I32), builder.gep(steps, [ir.Constant(_I64, i)]))
+            return context.get_dummy_value()
+
+        whole = types.int64
+        given = nodes, corners, points, order, whole, whole, leaves, depths, value, steps, path, shares, totals
+        return types.void(*given), generate
+
+    return climb
+
+
+_climb_vector, _climb_recorded_vector = _climb_group(False), _climb_group(True)
+
+
+@intrinsic
+def _join_rows_vector(
+    typing_context, corners, low, points, order, values, target, first, last, range_sum, weight, least, value
+):
+    def generate(context, builder, signature, arguments):
+        rows = _Rows(context, builder, signature, arguments, (0, 2))
+        order, values, value = (context.make_array(signature.args[i])(context, builder, arguments[i]).data for i in (3, 4, 11))
+        value_shape = cgutils.unpack_tuple(
+            builder, context.make_array(signature.args[11])(context, builder, arguments[11]).shape
+        )
+        lanes, one = range(LANES), ir.Constant(_I64, 1)
+        nowhere = builder.sub(value_shape[0], one)
+        low = rows.pointer(0, arguments[1])
+        high = builder.gep(low, [rows.width])
+        final, group = builder.sub(arguments[7], one), ir.Constant(_I64, LANES)
+        range_sums, weights, leasts = (rows.spread(arguments[i]) for i in (8, 9, 10))
+        tiny, ones = (ir.Constant(_WIDE, [number] * LANES) for number in (_TINY, 1.0))
+        place, found = cgutils.alloca_once(builder, _I64), cgutils.alloca_once(builder, _WIDE)
+        builder.store(arguments[5], place)
+        with cgutils.for_range_slice(builder, arguments[6], arguments[7], group, inc=True) as (k, _):
+            places = [builder.add(k, ir.Constant(_I64, i)) for i in lanes]
+            there = [builder.icmp_signed("<", each, arguments[7]) for each in places]
+            numbers = [
+                builder.load(builder.gep(order, [builder.select(is_there, each, final)]))
+                for is_there, each in zip(there, places, strict=True)
+            ]
+            wide_numbers = [builder.sext(row, _I64) for row in numbers]
+            gap, _ = rows.gaps([(low, high, rows.pointer(2, row)) for row in wide_numbers])
+            q = builder.fdiv(gap, builder.fadd(builder.fadd(range_sums, gap), tiny))
+            kept = builder.fmul(builder.fsub(ones, q), rows.load(values, k, _WIDE, 8))
+            builder.store(builder.fadd(builder.fmul(q, weights), kept), found)
+            flags = builder.zext(builder.bitcast(builder.fcmp_ordered(">", gap, leasts), ir.IntType(LANES)), _I64)
+            left = builder.sub(arguments[7], k)
+            partly = builder.sub(builder.shl(one, left), one)
+            mask = builder.select(builder.icmp_signed("<", left, group), partly, ir.Constant(_I64, 2**LANES - 1))
+            flags = builder.and_(flags, mask)
+            target = builder.load(place)
+            results = builder.bitcast(found, _F64.as_pointer())
+            for i in lanes:
+                result = builder.load(builder.gep(results, [ir.Constant(_I64, i)]))
+                builder.store(numbers[i], builder.gep(order, [target]))
+                builder.store(result, builder.gep(values, [target]))
+                builder.store(result, builder.gep(value, [builder.select(there[i], wide_numbers[i], nowhere)]))
+                flag = builder.and_(builder.lshr(flags, ir.Constant(_I64, i)), one)
+                target = builder.add(target, flag)
+            builder.store(target, place)
+        return builder.load(place)
+
+    whole, number = types.int64, types.float64
+    given = corners, whole, points, order, values, whole, whole, whole, number, number, number, value
+    return types.int64(*given), generate
+
+
 if config.DISABLE_JIT:  # type: ignore[attr-defined]
     gap_sum, add_gaps, widen, join, pick_child = _gap_sum_plain, _add_gaps_plain, _widen_plain, _join_plain, _pick_child_plain
+    is_apart, is_whole, find_few, find_many = _is_apart_plain, _is_whole_plain, _find_group_plain, _find_group_plain
+    add_path, climb, climb_recorded, join_rows = _add_path_plain, _climb_plain, _climb_plain, _join_rows_plain
+
+    def touch(array):
+        """Nothing: there is no cache to fill."""
+        return 0
+
 else:
 
-    @_uncounted
+    @_inlined
     def gap_sum(corners, low, high, points, row):
         """Sum of the gaps between points[row] and the box with corners in rows `low` and `high`; 0 inside.
 
-        sum over i of max(corners[low, i] - points[row, i], points[row, i] - corners[high, i], 0) in float64, in LANES partial
-        sums that are folded in halves; a NaN on either side adds 0. Both arrays are float32, C-contiguous, with the same number
-        of columns, a multiple of LANES.
+        sum over i of max(corners[low, i] - points[row, i], points[row, i] - corners[high, i], 0): in float32 in 2 * LANES
+        partial sums, halved, then the columns that are left over, folded in halves in float64. If something is missing (NaN
+        on either side adds 0) or does not fit, in float64 in LANES partial sums. Both arrays are float32, C-contiguous, with
+        the same number of columns, a multiple of LANES.
         """
         return _gap_sum_vector(corners, low, high, points, row)
 
-    @_uncounted
+    @_inlined
     def add_gaps(corners, low, high, points, row, weight, sums, at):
         """sums[at] += weight * gap above the box, sums[at + 1] += weight * gap below it; float64. Modified in place."""
         _add_gaps_vector(corners, low, high, points, row, weight, sums, at)
 
-    @_uncounted
+    @_inlined
     def widen(corners, low, high, points, row):
         """Grow the box in rows `low` and `high` to hold the point; NaN is ignored where the other side has a value.
         Returns the sum of its side lengths. Modified in place.
         """
         return _widen_vector(corners, low, high, points, row)
 
-    @_uncounted
+    @_inlined
     def join(corners, mine, first_low, first_high, second_low, second_high):
         """Set rows `mine` and `mine` + 1 to the box around two boxes. Returns r, the sum of its side lengths; -r (or -0.0) if
         that changed the box. Modified in place.
         """
         return _join_vector(corners, mine, first_low, first_high, second_low, second_high)
 
-    @_uncounted
+    @_inlined
     def pick_child(nodes, node, points, row):
         """The child of an internal node that a point with a value in the cut's dimension belongs to, without a branch."""
         return _pick_child_vector(nodes, node, points, row)
+
+    @_inlined
+    def is_apart(corners, leaf, points, row):
+        """Whether corners[leaf] and points[row] differ in a coordinate that both have: whether their gap sum is above 0."""
+        return _is_apart_vector(corners, leaf, points, row)
+
+    @_inlined
+    def is_whole(corners, row):
+        """Whether a corner has a value in every coordinate."""
+        return _is_whole_vector(corners, row)
+
+    @_inlined
+    def find_few(nodes, node, depth, points, order, first, last, leaves, depths):
+        """leaves[k], depths[k] (int32) of the rows order[k] (int32), first <= k < last, below `node`; rows without a missing
+        value. Output modified in place.
+        """
+        _find_few_vector(nodes, node, depth, points, order, first, last, leaves, depths)
+
+    @_inlined
+    def find_many(nodes, node, depth, points, order, first, last, leaves, depths):
+        """`find_few`, faster from some five rows on."""
+        _find_many_vector(nodes, node, depth, points, order, first, last, leaves, depths)
+
+    @_inlined
+    def add_path(corners, points, row, path, weights, first, last, leaf, leaf_weight, sums, at):
+        """`add_gaps` for the boxes of the internal nodes path[first:last] (int32), each with its weight (float64), and for the
+        point in row `leaf` of `corners` with its own; their sum is added at once.
+        """
+        _add_path_vector(corners, points, row, path, weights, first, last, leaf, leaf_weight, sums, at)
+
+    @_uncounted
+    def touch(array):
+        """Read an array from end to end, so that what is asked for here and there later is in the cache: memory is read in
+        order many times faster than here and there.
+        """
+        return _touch_vector(array)
+
+    @_uncounted
+    def climb(nodes, corners, points, order, first, last, leaves, depths, value, steps, path, shares, totals):
+        """value[row] from that of the row's leaf to that of the root, for the rows order[first:last] with leaves[k], depths[k].
+        The last four arguments stand for those of `climb_recorded`. Modified in place.
+        """
+        _climb_vector(nodes, corners, points, order, first, last, leaves, depths, value, steps, path, shares, totals)
+
+    @_uncounted
+    def climb_recorded(nodes, corners, points, order, first, last, leaves, depths, value, steps, path, shares, totals):
+        """`climb` for at most CLIMBERS rows that says what it met: steps[k - first] boxes do not hold row k; box j on its way
+        up is that of node path[j, k - first], with q in `shares` and R + E in `totals`.
+        """
+        _climb_recorded_vector(nodes, corners, points, order, first, last, leaves, depths, value, steps, path, shares, totals)
+
+    @_uncounted
+    def join_rows(corners, low, points, order, values, target, first, last, range_sum, weight, least, value):
+        """value[row] from that of the child to that of a node whose box begins in row `low`, for the rows order[first:last],
+        whose values so far are values[first:last]. Those with a gap above `least` are moved to order[target:] and
+        values[target:], target <= first; returns the end of them. `order` must have one entry more behind the list, `values`
+        LANES, that may be overwritten, and so may the last of `value`.
+        """
+        return _join_rows_vector(corners, low, points, order, values, target, first, last, range_sum, weight, least, value)
 
 
 # --- random numbers --------------------------------------------------------------------------------
@@ -743,9 +1252,21 @@ def _leaf_term(depth, gap, leaf_mass, total_mass):
 # that a row's score does not depend on its company.
 
 
+@_compiled
+def make_scratch(rows, nodes):
+    """Arrays that the functions below work in, for so many rows and nodes of a tree: `work`."""
+    order, leaves, depths = np.zeros(rows, np.int32), np.zeros(rows, np.int32), np.zeros(rows, np.int32)
+    lists, values = np.zeros(rows + nodes + LANES, np.int32), np.zeros(rows + nodes + LANES)
+    begins, stack, sequence = np.zeros(nodes, np.int32), np.zeros((nodes + 1, 2), np.int32), np.zeros((nodes, 2), np.int32)
+    steps, path = np.zeros(_CLIMBERS, np.int32), np.zeros((nodes, _CLIMBERS), np.int32)
+    shares, totals = np.zeros((nodes, _CLIMBERS)), np.zeros((nodes, _CLIMBERS))
+    return (order, leaves, depths), (lists, values, begins, stack, sequence), (steps, path, shares, totals)
+
+
 @_uncounted
-def _find_leaf(nodes, points, row, node, depth):
-    """Leaf below `node` that the point belongs to, and its depth; whatever is missing in the point."""
+def _find_leaf(nodes, points, row, node):
+    """Leaf below `node` that the point belongs to, and how far below; whatever is missing in the point."""
+    depth = 0
     while node < nodes.shape[0] // 2:
         node = _child(nodes, node, points, row)
         depth += 1
@@ -753,184 +1274,134 @@ def _find_leaf(nodes, points, row, node, depth):
 
 
 @_uncounted
-def _find_leaves(nodes, points, node, depth, order, first, last, holes, leaves, depths):
-    """leaves[k], depths[k] for the rows order[k], first <= k < last, from `node` down; four at a time, so that the loads of one
-    hide behind those of the others, and without a branch that depends on data. Output modified in place.
+def _find_leaves(nodes, points, root, order, first, last, holes, any_holes, leaves, depths):
+    """leaves[k], depths[k] for the rows order[k], first <= k < last, whatever is missing in them. Output modified in place."""
+    if last - first > 4:
+        find_many(nodes, root, 0, points, order, first, last, leaves, depths)
+    else:
+        find_few(nodes, root, 0, points, order, first, last, leaves, depths)
+    if any_holes:
+        for k in range(first, last):
+            if holes[order[k]]:
+                leaves[k], depths[k] = _find_leaf(nodes, points, int(order[k]), root)
+
+
+@_uncounted
+def _leaf_value(nodes, corners, points, row, leaf, depth, total_mass):
+    """value(leaf)."""
+    if is_apart(corners, leaf + nodes.shape[0] // 2, points, row):
+        return _INVERSE[np.uint64(depth)]
+    return _leaf_term(depth, 0.0, nodes[np.uint64(leaf)]["mass"], total_mass)
+
+
+@_uncounted
+def _list_nodes(nodes, root, first, last, leaves, begins, stack, sequence):
+    """Nodes of the tree, children before their parents: (node, depth) in `sequence`, their number returned. begins[leaf]
+    becomes where the leaf's rows begin in a list by leaf, from left to right, with one place left free after each. Modified in
+    place.
     """
     first_leaf = nodes.shape[0] // 2
-    for k in range(first, last, 4):
-        j, m, n = min(k + 1, last - 1), min(k + 2, last - 1), min(k + 3, last - 1)
-        row_k, row_j, row_m, row_n = int(order[k]), int(order[j]), int(order[m]), int(order[n])
-        if holes[row_k] or holes[row_j] or holes[row_m] or holes[row_n]:
-            for i in range(k, min(k + 4, last)):
-                leaves[i], depths[i] = _find_leaf(nodes, points, int(order[i]), node, depth)
-            continue
-        at_k, at_j, at_m, at_n = node, node, node, node
-        depth_k, depth_j, depth_m, depth_n = depth, depth, depth, depth
-        while True:
-            # -1 at an internal node, 0 at a leaf, where the row stays
-            inner_k, inner_j = (at_k - first_leaf) >> 63, (at_j - first_leaf) >> 63
-            inner_m, inner_n = (at_m - first_leaf) >> 63, (at_n - first_leaf) >> 63
-            if inner_k + inner_j + inner_m + inner_n == 0:
-                break
-            at_k ^= (pick_child(nodes, at_k, points, row_k) ^ at_k) & inner_k
-            at_j ^= (pick_child(nodes, at_j, points, row_j) ^ at_j) & inner_j
-            at_m ^= (pick_child(nodes, at_m, points, row_m) ^ at_m) & inner_m
-            at_n ^= (pick_child(nodes, at_n, points, row_n) ^ at_n) & inner_n
-            depth_k, depth_j, depth_m, depth_n = depth_k - inner_k, depth_j - inner_j, depth_m - inner_m, depth_n - inner_n
-        leaves[n], leaves[m], leaves[j], leaves[k] = at_n, at_m, at_j, at_k
-        depths[n], depths[m], depths[j], depths[k] = depth_n, depth_m, depth_j, depth_k
+    begins[:] = 0
+    for k in range(first, last):
+        begins[np.uint64(leaves[np.uint64(k)])] += 1
+    count, top, begin = 0, 0, 0
+    stack[0, 0], stack[0, 1] = root, 0
+    while top >= 0:
+        node, depth = int(stack[top, 0]), int(stack[top, 1])
+        if node < 0:  # both sides are done
+            sequence[count, 0], sequence[count, 1] = ~node, depth
+            count += 1
+            top -= 1
+        elif node >= first_leaf:
+            rows = int(begins[node])
+            begins[node] = begin
+            begin += rows + 1
+            sequence[count, 0], sequence[count, 1] = node, depth
+            count += 1
+            top -= 1
+        else:
+            stack[top, 0] = ~node
+            stack[top + 1, 0], stack[top + 1, 1] = int(nodes[node]["right"]), depth + 1
+            stack[top + 2, 0], stack[top + 2, 1] = int(nodes[node]["left"]), depth + 1
+            top += 2
+    return count
 
 
 @_uncounted
-def _is_whole(corners, row):
-    """Whether a corner has a value in every coordinate."""
-    missing = 0
-    for i in range(corners.shape[1]):
-        missing += corners[row, i] != corners[row, i]
-    return missing == 0
-
-
-@_uncounted
-def _climb(nodes, corners, points, row, leaf, depth, total_mass):
-    """value(root) of one row."""
-    gap = gap_sum(corners, _low_row(nodes, leaf), _high_row(nodes, leaf), points, row)
-    value = _leaf_term(depth, gap, nodes[leaf]["mass"], total_mass)
-    node = int(nodes[leaf]["parent"])
-    while node != NONE:
-        gap = gap_sum(corners, 2 * node, 2 * node + 1, points, row)
-        if gap <= 0.0 and _is_whole(corners, 2 * node):
-            break
-        depth -= 1
-        q = gap / (nodes[node]["range_sum"] + gap + _TINY)
-        value = q * _INVERSE[depth] + (1.0 - q) * value
-        node = int(nodes[node]["parent"])
-    return value
-
-
-@_uncounted
-def _climb_rows(nodes, corners, points, start, start_depth, order, first, last, total_mass, leaves, depths, value):
-    """value[row] = value(start) of the rows order[first:last]. Returns how many lie outside the box of `start`, or may lie
-    outside one above it; they are first in order[first:] after this. Modified in place.
-
-    One loop over all boxes of all rows, and nothing in it branches on data: rows end at heights that no processor can predict,
-    and a wrong guess costs as much as a few boxes.
+def _score_many(nodes, corners, points, root, first, last, leaves, mass, listing, value):
+    """`score_run` without scale, with the rows' leaves known: box by box, so that a box is loaded once for all rows that reach
+    it; those that it holds are done, and no branch depends on data. Modified in place.
     """
+    lists, values, begins, stack, sequence = listing
     first_leaf = nodes.shape[0] // 2
-    least = 0.0 if _is_whole(corners, _low_row(nodes, start)) else -1.0
-    visits = 0
+    count = _list_nodes(nodes, root, first, last, leaves, begins, stack, sequence)
     for k in range(first, last):
-        visits += depths[k] - start_depth + 1
-    k, outside = first, first
-    node, depth, current = int(leaves[k]), int(depths[k]), 0.0
-    for _ in range(visits):
-        inner = (node - first_leaf) >> 63
-        low = node + first_leaf + ((node - first_leaf) & inner)
-        row = int(order[np.uint64(k)])
-        gap = gap_sum(corners, low, low - inner, points, row)
-        q = gap / (nodes[np.uint64(node)]["range_sum"] + gap + _TINY)
-        current = q * _INVERSE[np.uint64(depth)] + (1.0 - q) * current
-        if gap - inner <= 0.0:  # a leaf that holds the point
-            current = _leaf_term(depth, gap, nodes[np.uint64(node)]["mass"], total_mass)
-        value[np.uint64(row)] = current
-        order[np.uint64(outside)] = row
-        more = (start_depth - depth) >> 63  # -1 below `start`, 0 at it
-        outside += int(gap > least) & ~more
-        k += 1 + more
-        parent = int(nodes[np.uint64(node)]["parent"])
-        leaf, leaf_depth = int(leaves[np.uint64(k)]), int(depths[np.uint64(k)])
-        node = leaf ^ ((parent ^ leaf) & more)
-        depth = leaf_depth ^ (((depth - 1) ^ leaf_depth) & more)
-    return outside - first
+        leaf = np.uint64(leaves[np.uint64(k)])
+        lists[np.uint64(begins[leaf])] = k
+        begins[leaf] += 1
+    # Of each node on the stack: where its rows begin in `lists`, and the end of those that are not done.
+    top, begin = -1, 0
+    for i in range(count):
+        node, depth = int(sequence[i, 0]), int(sequence[i, 1])
+        if node >= first_leaf:
+            target, end, corner = begin, int(begins[node]), node + first_leaf
+            least = 0 if is_whole(corners, corner) else -1
+            for k in range(begin, end):
+                row = np.uint64(lists[np.uint64(k)])
+                apart = int(is_apart(corners, corner, points, int(row)))
+                found = _INVERSE[depth]
+                if apart == 0:
+                    found = _leaf_term(depth, 0.0, nodes[node]["mass"], mass)
+                value[row] = found
+                lists[np.uint64(target)], values[np.uint64(target)] = row, found
+                target += int(apart > least)
+            top += 1
+            stack[top, 0], stack[top, 1] = begin, target
+            begin = end + 1
+        else:
+            left, left_end, right, right_end = (
+                int(stack[top - 1, 0]),
+                int(stack[top - 1, 1]),
+                int(stack[top, 0]),
+                int(stack[top, 1]),
+            )
+            low, range_sum, weight = 2 * node, nodes[node]["range_sum"], _INVERSE[depth]
+            least = 0.0 if is_whole(corners, low) else -1.0
+            end = join_rows(corners, low, points, lists, values, left, left, left_end, range_sum, weight, least, value)
+            end = join_rows(corners, low, points, lists, values, end, right, right_end, range_sum, weight, least, value)
+            top -= 1
+            stack[top, 1] = end
 
 
 @_uncounted
-def _divide_rows(nodes, points, node, order, first, last, right):
-    """Put those of the rows order[first:last] first that belong to the left child of `node`. Returns where the others begin.
-    `right` is scratch.
-    """
-    cut = nodes[node]["cut_value"]
-    dim = np.uint64(nodes[node]["cut_dim"])
-    heavy_right = nodes[int(nodes[node]["right"])]["mass"] > nodes[int(nodes[node]["left"])]["mass"]
-    middle, count = first, 0
-    for k in range(first, last):
-        row = int(order[np.uint64(k)])
-        x = points[np.uint64(row), dim]
-        goes_right = int((x > cut) | ((x != x) & heavy_right))
-        order[np.uint64(middle)] = row
-        right[np.uint64(count)] = row
-        middle += 1 - goes_right
-        count += goes_right
-    for k in range(count):
-        order[np.uint64(middle + k)] = right[np.uint64(k)]
-    return middle
-
-
-@_uncounted
-def _join_rows(nodes, corners, points, node, depth, order, target, first, last, value):
-    """value[row] from that of the child to that of `node`, for the rows order[first:last]. Those that lie outside the box of
-    `node`, or may lie outside one above it, are moved to order[target:], target <= first; returns the end of them.
-    """
-    range_sum, weight = nodes[node]["range_sum"], _INVERSE[depth]
-    least = 0.0 if _is_whole(corners, 2 * node) else -1.0
-    for k in range(first, last):
-        row = int(order[np.uint64(k)])
-        gap = gap_sum(corners, 2 * node, 2 * node + 1, points, row)
-        q = gap / (range_sum + gap + _TINY)
-        value[np.uint64(row)] = q * weight + (1.0 - q) * value[np.uint64(row)]
-        order[np.uint64(target)] = row
-        target += int(gap > least)
-    return target
-
-
-@_uncounted
-def score_run(tree, nodes, corners, points, first, last, holes, order, leaves, depths, stack, value):
+def score_run(tree, nodes, corners, points, first, last, holes, any_holes, work, value):
     """value[j] = score of row j in one tree, for first <= j < last; in [0, log2(1 + mass)]. Output modified in place.
 
-    The score is the expected inverse depth times log2(1 + mass of the tree). Many rows go down the tree together, dividing at
-    every node as in a sort, and come up together, so that a box is loaded once for all that reach it; those that it holds are
-    done. Few rows at a node go on by themselves. `holes[j]` says whether row j has a missing value. `order`, `leaves` and
-    `depths` (one entry more than rows) and `stack` are scratch.
+    The score is the expected inverse depth times log2(1 + mass of the tree). Rows go down the tree a dozen at a time, and come
+    up four at a time, or box by box if they are many. `holes[j]` says whether row j has a missing value, `any_holes` whether
+    any has. `value` has one entry more than rows, `work` is of `make_scratch`.
     """
     root = int(tree["root"])
-    for j in range(first, last):
-        order[j] = j
-        value[j] = 0.0
     if root == NONE or first >= last:
+        for j in range(first, last):
+            value[j] = 0.0
         return
-    first_leaf, mass = nodes.shape[0] // 2, int(nodes[root]["mass"])
-    # A frame: node, rows begin:end, where the right child's rows begin, rows left over by the left child, what comes next.
-    top = 0
-    stack[0, 0], stack[0, 1], stack[0, 2], stack[0, 5] = root, first, last, 0
-    found = 0
-    while top >= 0:
-        node, begin, end = int(stack[top, 0]), int(stack[top, 1]), int(stack[top, 2])
-        if begin == end:
-            found = 0
-            top -= 1
-        elif end - begin < _FEW_ROWS or node >= first_leaf:
-            _find_leaves(nodes, points, node, top, order, begin, end, holes, leaves, depths)
-            found = _climb_rows(nodes, corners, points, node, top, order, begin, end, mass, leaves, depths, value)
-            top -= 1
-        elif stack[top, 5] == 0:
-            middle = _divide_rows(nodes, points, node, order, begin, end, leaves)
-            stack[top, 3], stack[top, 5] = middle, 1
-            top += 1
-            stack[top, 0], stack[top, 1], stack[top, 2], stack[top, 5] = int(nodes[node]["left"]), begin, middle, 0
-        elif stack[top, 5] == 1:
-            stack[top, 4], stack[top, 5] = found, 2
-            middle = int(stack[top, 3])
-            top += 1
-            stack[top, 0], stack[top, 1], stack[top, 2], stack[top, 5] = int(nodes[node]["right"]), middle, end, 0
-        else:
-            middle, left_over = int(stack[top, 3]), int(stack[top, 4])
-            target = _join_rows(nodes, corners, points, node, top, order, begin, begin, begin + left_over, value)
-            target = _join_rows(nodes, corners, points, node, top, order, target, middle, middle + found, value)
-            found = target - begin
-            top -= 1
+    (order, leaves, depths), listing, record = work
+    steps, path, shares, totals = record
+    for j in range(first, last):
+        order[np.uint64(j)] = j
+    mass = int(nodes[root]["mass"])
+    _find_leaves(nodes, points, root, order, first, last, holes, any_holes, leaves, depths)
+    if last - first >= _MANY_ROWS:
+        _score_many(nodes, corners, points, root, first, last, leaves, mass, listing, value)
+    else:
+        for j in range(first, last):
+            i = np.uint64(j)
+            value[i] = _leaf_value(nodes, corners, points, j, int(leaves[i]), int(depths[i]), mass)
+        climb(nodes, corners, points, order, first, last, leaves, depths, value, steps, path, shares, totals)
     scale = math.log2(1.0 + mass)
     for j in range(first, last):
-        value[j] *= scale
+        value[np.uint64(j)] *= scale
 
 
 @_compiled
@@ -950,8 +1421,18 @@ def score_point(tree, nodes, corners, points, row):
     if root == NONE:
         return 0.0
     mass = int(nodes[root]["mass"])
-    leaf, depth = _find_leaf(nodes, points, row, root, 0)
-    return _climb(nodes, corners, points, row, leaf, depth, mass) * math.log2(1.0 + mass)
+    node, depth = _find_leaf(nodes, points, row, root)
+    value = _leaf_value(nodes, corners, points, row, node, depth, mass)
+    node = int(nodes[node]["parent"])
+    while node != NONE:
+        gap = gap_sum(corners, 2 * node, 2 * node + 1, points, row)
+        if gap <= 0.0 and is_whole(corners, 2 * node):
+            break
+        depth -= 1
+        q = gap / (nodes[node]["range_sum"] + gap + _TINY)
+        value = q * _INVERSE[depth] + (1.0 - q) * value
+        node = int(nodes[node]["parent"])
+    return value * math.log2(1.0 + mass)
 
 
 @_uncounted
@@ -1050,7 +1531,7 @@ def _explain_seen(nodes, corners, points, row, leaf, columns, amount, sums, at, 
         gap = gap_sum(shadow, 0, 1, points, row)
         if gap <= 0.0:
             break
-        total = gap_sum(shadow, 1, 1, shadow, 0) + gap
+        total = widen(shadow, 0, 1, shadow, 0) + gap  # by a corner of its own: only the sum of the sides is wanted
         vector *= 1.0 - gap / total
         add_gaps(shadow, 0, 1, points, row, 1.0 / (total * depth), vector, 0)
         depth -= 1
@@ -1063,40 +1544,34 @@ def _explain_seen(nodes, corners, points, row, leaf, columns, amount, sums, at, 
 
 
 @_uncounted
-def explain_point(nodes, corners, points, row, leaf, depth, scale, mass, columns, sums, at, shadow, vector, path, gaps):
+def explain_point(nodes, corners, points, row, lane, leaf, depth, scale, mass, columns, record, sums, at, shadow, vector):
     """Add the tree's score of the point to `sums`, rows `at` (high) and `at` + 1 (low), float64, by coordinate. Modified in
     place.
 
     Each term of the score is split over the coordinates in proportion to their gaps. `leaf` at `depth` is the one that the
-    point leads to, `mass` the tree's, `scale` log2(1 + mass). `path` (int32) and `gaps` (float64), one entry per level, are
-    scratch.
+    point leads to, `record` what `climb_recorded` met on its way, in place `lane`; `mass` the tree's, `scale` log2(1 + mass).
     """
-    leaf_gap = gap_sum(corners, _low_row(nodes, leaf), _high_row(nodes, leaf), points, row)
-    # Up to the first box that holds the point, then down again, where the parts are known.
-    node, top = int(nodes[leaf]["parent"]), depth
-    unseen = False
-    while node != NONE:
-        gap = gap_sum(corners, 2 * node, 2 * node + 1, points, row)
-        if gap <= 0.0 and _is_whole(corners, 2 * node):
-            break
-        unseen |= gap > 0.0
-        top -= 1
-        path[top], gaps[top] = node, gap
-        node = int(nodes[node]["parent"])
-    alive = scale
-    for level in range(top, depth):
-        node, gap = int(path[level]), gaps[level]
-        total = nodes[node]["range_sum"] + gap + _TINY
-        add_gaps(corners, 2 * node, 2 * node + 1, points, row, alive / total * _INVERSE[level], sums, at)
-        alive *= 1.0 - gap / total
-    amount = alive * _leaf_term(depth, leaf_gap, nodes[leaf]["mass"], mass)
-    leaf_row = _low_row(nodes, leaf)
-    if leaf_gap > 0.0:
-        add_gaps(corners, leaf_row, leaf_row, points, row, amount / leaf_gap, sums, at)
-    elif not unseen:
-        _explain_seen(nodes, corners, points, row, leaf, columns, amount, sums, at, shadow, vector)
-    else:
-        _add_evenly(points, row, columns, amount, sums, at)
+    steps, path, shares, totals, nodes_met, weights = record
+    alive, unseen = scale, False
+    count = int(steps[lane])
+    for step in range(count - 1, -1, -1):
+        q = shares[step, lane]
+        unseen |= q > 0.0
+        nodes_met[step] = path[step, lane]
+        weights[step] = alive * _INVERSE[np.uint64(depth - 1 - step)] / totals[step, lane]
+        alive *= 1.0 - q
+    first_leaf = nodes.shape[0] // 2
+    gap = 0.0
+    if is_apart(corners, leaf + first_leaf, points, row):
+        gap = gap_sum(corners, leaf + first_leaf, leaf + first_leaf, points, row)
+    amount = alive * _leaf_term(depth, gap, nodes[leaf]["mass"], mass)
+    leaf_weight = amount / gap if gap > 0.0 else 0.0
+    add_path(corners, points, row, nodes_met, weights, 0, count, leaf + first_leaf, leaf_weight, sums, at)
+    if gap <= 0.0:
+        if unseen:
+            _add_evenly(points, row, columns, amount, sums, at)
+        else:
+            _explain_seen(nodes, corners, points, row, leaf, columns, amount, sums, at, shadow, vector)
 
 
 # --- other measures ----------------------------------------------------------------------------------
@@ -1228,13 +1703,14 @@ def fit_trees(trees, nodes, corners, slots, points, seed, first_chunk, last_chun
 def score_rows(trees, nodes, corners, points, scores, first_chunk, last_chunk):
     """scores[chunk, j] (float64) = sum over the chunk's trees of the score of row j. Output modified in place."""
     n = points.shape[0]
-    holes, value = _find_holes(points), np.empty(n)
-    order, leaves, depths = np.zeros(n + 1, np.int32), np.zeros(n + 1, np.int32), np.zeros(n + 1, np.int32)
-    stack = np.empty((nodes.shape[1] // 2 + 2, 6), np.int32)
+    holes, value, work = _find_holes(points), np.zeros(n + 1), make_scratch(n, nodes.shape[1])
+    any_holes = holes.any()
     for chunk in range(first_chunk, last_chunk):
         scores[chunk] = 0.0
         for t in range(chunk * CHUNK_TREES, min((chunk + 1) * CHUNK_TREES, trees.shape[0])):
-            score_run(trees[t], nodes[t], corners[t], points, 0, n, holes, order, leaves, depths, stack, value)
+            if n > 1:
+                value[n] = touch(corners[t]) + touch(nodes[t])
+            score_run(trees[t], nodes[t], corners[t], points, 0, n, holes, any_holes, work, value)
             for j in range(n):
                 scores[chunk, j] += value[j]
 
@@ -1250,14 +1726,15 @@ def learn_rows(
     up to and with the second are scored together.
     """
     n = points.shape[0]
-    holes, value = _find_holes(points), np.empty(n)
-    order, leaves, depths = np.zeros(n + 1, np.int32), np.zeros(n + 1, np.int32), np.zeros(n + 1, np.int32)
-    stack = np.empty((nodes.shape[1] // 2 + 2, 6), np.int32)
+    holes, value, work = _find_holes(points), np.zeros(n + 1), make_scratch(n, nodes.shape[1])
+    any_holes = holes.any()
     for chunk in range(first_chunk, last_chunk):
         if with_scores:
             scores[chunk] = 0.0
         for t in range(chunk * CHUNK_TREES, min((chunk + 1) * CHUNK_TREES, trees.shape[0])):
             tree, tree_nodes, tree_corners, tree_slots = trees[t], nodes[t], corners[t], slots[t]
+            if n > 1:
+                value[n] = touch(tree_corners) + touch(tree_nodes)
             scored = 0
             bound = _refusal_bound(tree, tree_slots, ages[n - 1]) if n > 0 else 0.0
             for j in range(n):
@@ -1270,12 +1747,12 @@ def learn_rows(
                 if verdict == 0:
                     continue
                 if with_scores:
-                    score_run(tree, tree_nodes, tree_corners, points, scored, j + 1, holes, order, leaves, depths, stack, value)
+                    score_run(tree, tree_nodes, tree_corners, points, scored, j + 1, holes, any_holes, work, value)
                     scored = j + 1
                 learn_row(tree, tree_nodes, tree_corners, tree_slots, points, j, numbers[j], stream, key, verdict)
                 bound = _refusal_bound(tree, tree_slots, ages[n - 1])
             if with_scores:
-                score_run(tree, tree_nodes, tree_corners, points, scored, n, holes, order, leaves, depths, stack, value)
+                score_run(tree, tree_nodes, tree_corners, points, scored, n, holes, any_holes, work, value)
                 for j in range(n):
                     scores[chunk, j] += value[j]
 
@@ -1288,36 +1765,38 @@ def score_training_rows(trees, nodes, corners, slots, points, numbers, scores, f
     Output modified in place; the trees are as before in the end.
     """
     n = points.shape[0]
-    leaves = np.empty(n, np.int32)
+    holes, value, work = _find_holes(points), np.zeros(n + 1), make_scratch(n, nodes.shape[1])
+    any_holes = holes.any()
     for chunk in range(first_chunk, last_chunk):
         scores[chunk] = 0.0
         for t in range(chunk * CHUNK_TREES, min((chunk + 1) * CHUNK_TREES, trees.shape[0])):
-            leaves[:] = NONE
+            if n > 1:
+                value[n] = touch(corners[t]) + touch(nodes[t])
+            score_run(trees[t], nodes[t], corners[t], points, 0, n, holes, any_holes, work, value)
             for i in range(trees[t]["size"]):
                 number = slots[t][i]["row"]
                 j = np.searchsorted(numbers, number)
                 if j < n and numbers[j] == number:
-                    leaves[j] = slots[t][i]["leaf"]
+                    value[j] = score_without(trees[t], nodes[t], corners[t], points, j, int(slots[t][i]["leaf"]))
             for j in range(n):
-                if leaves[j] == NONE:
-                    scores[chunk, j] += score_point(trees[t], nodes[t], corners[t], points, j)
-                else:
-                    scores[chunk, j] += score_without(trees[t], nodes[t], corners[t], points, j, int(leaves[j]))
+                scores[chunk, j] += value[j]
 
 
 @_compiled
-def explain_rows(trees, nodes, corners, points, columns, attributions, first_chunk, last_chunk):
-    """attributions[chunk, j] (2, width) float64 = sum over the chunk's trees of `explain_point` of row j. Output
-    modified in place.
+def explain_rows(trees, nodes, corners, points, columns, attributions, scores, first_chunk, last_chunk):
+    """attributions[chunk, j] (2, width) float64 = sum over the chunk's trees of `explain_point` of row j, scores[chunk, j] as
+    in `score_rows`. Output modified in place.
     """
     n = points.shape[0]
-    shadow = np.empty((2, points.shape[1]), np.float32)
-    vector = np.empty((2, points.shape[1]), np.float64)
-    path, gaps = np.empty(nodes.shape[1], np.int32), np.empty(nodes.shape[1], np.float64)
-    holes, order = _find_holes(points), np.arange(n).astype(np.int32)
-    leaves, depths = np.empty(n, np.int32), np.empty(n, np.int32)
+    shadow, vector = np.empty((2, points.shape[1]), np.float32), np.empty((2, points.shape[1]), np.float64)
+    holes, value, work = _find_holes(points), np.zeros(n + 1), make_scratch(n, nodes.shape[1])
+    any_holes = holes.any()
+    (order, leaves, depths), _, (steps, path, shares, totals) = work
+    record = steps, path, shares, totals, np.zeros(nodes.shape[1], np.int32), np.zeros(nodes.shape[1])
+    order[:] = np.arange(n)
     for chunk in range(first_chunk, last_chunk):
         attributions[chunk] = 0.0
+        scores[chunk] = 0.0
         # One view for all rows: a view counts references, which takes longer than a box.
         sums = attributions[chunk].reshape(2 * n, points.shape[1])
         for t in range(chunk * CHUNK_TREES, min((chunk + 1) * CHUNK_TREES, trees.shape[0])):
@@ -1325,28 +1804,38 @@ def explain_rows(trees, nodes, corners, points, columns, attributions, first_chu
             if root == NONE:
                 continue
             tree_nodes, tree_corners = nodes[t], corners[t]
+            if n > 1:
+                value[n] = touch(tree_corners) + touch(tree_nodes)
             mass = int(tree_nodes[root]["mass"])
             scale = math.log2(1.0 + mass)
-            _find_leaves(tree_nodes, points, root, 0, order, 0, n, holes, leaves, depths)
+            _find_leaves(tree_nodes, points, root, order, 0, n, holes, any_holes, leaves, depths)
             for j in range(n):
-                leaf, depth = int(leaves[j]), int(depths[j])
-                explain_point(
-                    tree_nodes,
-                    tree_corners,
-                    points,
-                    j,
-                    leaf,
-                    depth,
-                    scale,
-                    mass,
-                    columns,
-                    sums,
-                    2 * j,
-                    shadow,
-                    vector,
-                    path,
-                    gaps,
+                value[j] = _leaf_value(tree_nodes, tree_corners, points, j, int(leaves[j]), int(depths[j]), mass)
+            for first in range(0, n, _CLIMBERS):
+                last = min(first + _CLIMBERS, n)
+                climb_recorded(
+                    tree_nodes, tree_corners, points, order, first, last, leaves, depths, value, steps, path, shares, totals
                 )
+                for j in range(first, last):
+                    explain_point(
+                        tree_nodes,
+                        tree_corners,
+                        points,
+                        j,
+                        j - first,
+                        int(leaves[j]),
+                        int(depths[j]),
+                        scale,
+                        mass,
+                        columns,
+                        record,
+                        sums,
+                        2 * j,
+                        shadow,
+                        vector,
+                    )
+            for j in range(n):
+                scores[chunk, j] += value[j] * scale
 
 
 @_compiled

@@ -50,6 +50,23 @@ def add(values: list[float]) -> float:
     return lanes[0]
 
 
+def add_gaps(values: list[float]) -> float:
+    """Sum of gaps as it is laid down: in float32, 2 * LANES partial sums of whole groups, halved, then the rest; folded in
+    float64.
+    """
+    with np.errstate(over="ignore"):
+        padded = np.array(values + [0.0] * (-len(values) % LANES)).astype(np.float32)
+    whole = len(padded) // (2 * LANES) * (2 * LANES)
+    sums = np.zeros(2 * LANES, np.float32)
+    with np.errstate(over="ignore"):
+        for first in range(0, whole, 2 * LANES):
+            sums = sums + padded[first : first + 2 * LANES]
+        lanes = sums[:LANES] + sums[LANES:]
+        if whole < len(padded):
+            lanes = lanes + padded[whole:]
+    return add([float(lane) for lane in lanes]) if np.isfinite(lanes).all() else add(values)
+
+
 def positive(x: float) -> float:
     """The number if above 0, else 0; 0 for NaN."""
     return x if x > 0.0 else 0.0
@@ -84,6 +101,11 @@ class Node:
     def gaps(self, x: list[float]) -> list[float]:
         return [a + b for a, b in zip(self.gaps_above(x), self.gaps_below(x), strict=True)]
 
+    def gap_sum(self, x: list[float]) -> float:
+        """In float32, unless something is missing."""
+        known = not any(math.isnan(v) for v in [*self.low, *self.high, *x])
+        return add_gaps(self.gaps(x)) if known else add(self.gaps(x))
+
     def child(self, x: list[float]) -> Node:
         value = x[self.cut_dim]
         if math.isnan(value):
@@ -114,7 +136,7 @@ class NaiveTree:
         while True:
             draw += 1
             gaps = node.gaps(x)
-            total = add(gaps)
+            total = node.gap_sum(x)
             offset = uniform(stream, draw) * (node.range_sum() + total)
             if total > 0.0 and (offset < total or node.is_leaf):
                 return self.splice(node, x, *self.place_cut(node, x, gaps, offset))
@@ -176,25 +198,25 @@ class NaiveTree:
             node = node.parent
 
     def attribute(self, x: list[float]) -> tuple[list[float], list[float]]:
-        """(high, low); their sum is the score. From the leaf up, as the score is defined."""
+        """(high, low); their sum is nearly the score. From the leaf up, as the score is defined."""
         if self.root is None:
             return [0.0] * len(x), [0.0] * len(x)
         path = [self.root]
         while not path[-1].is_leaf:
             path.append(path[-1].child(x))
         leaf, total_mass = path.pop(), self.root.mass
-        depth, total = len(path), add(leaf.gaps(x))
+        depth, total = len(path), leaf.gap_sum(x)
         if total > 0.0:
             high = [gap / total / (depth + 1) for gap in leaf.gaps_above(x)]
             low = [gap / total / (depth + 1) for gap in leaf.gaps_below(x)]
         else:
             value = (1 - leaf.mass / (2 * total_mass)) / (depth + math.log2(1 + leaf.mass))
-            if all(add(node.gaps(x)) == 0.0 for node in path):
+            if all(node.gap_sum(x) == 0.0 for node in path):
                 high, low = self.attribute_seen(leaf, x, value)
             else:
                 high, low = self.spread(x, value)
         for node in reversed(path):
-            total = add(node.gaps(x))
+            total = node.gap_sum(x)
             if total > 0.0:
                 high, low = self.mix_in(node, x, depth, high, low)
             depth -= 1
@@ -204,8 +226,8 @@ class NaiveTree:
     @staticmethod
     def mix_in(node: Node, x: list[float], depth: int, high: list[float], low: list[float]) -> tuple[list[float], list[float]]:
         """One step of the recursion; `depth` is that of the children of `node`."""
-        total = add(node.gaps(x)) + node.range_sum()
-        q = add(node.gaps(x)) / total
+        total = node.gap_sum(x) + node.range_sum()
+        q = node.gap_sum(x) / total
         high = [gap / total / depth + (1 - q) * v for gap, v in zip(node.gaps_above(x), high, strict=True)]
         low = [gap / total / depth + (1 - q) * v for gap, v in zip(node.gaps_below(x), low, strict=True)]
         return high, low
@@ -231,7 +253,7 @@ class NaiveTree:
                 shadow = Node([], [], left=shadow, right=sibling)
                 shadow.join()
             node = node.parent
-            if add(shadow.gaps(x)) == 0.0:
+            if shadow.gap_sum(x) == 0.0:
                 break
             high, low = self.mix_in(shadow, x, depth, high, low)
             depth -= 1
@@ -239,8 +261,24 @@ class NaiveTree:
         return [scale * v for v in high], [scale * v for v in low]
 
     def score(self, x: list[float]) -> float:
-        high, low = self.attribute(x)
-        return math.fsum(high) + math.fsum(low)
+        """From the leaf up."""
+        if self.root is None:
+            return 0.0
+        path = [self.root]
+        while not path[-1].is_leaf:
+            path.append(path[-1].child(x))
+        leaf, total_mass = path.pop(), self.root.mass
+        depth = len(path)
+        value = 1 / (depth + 1)
+        if leaf.gap_sum(x) == 0.0:
+            value = (1 - leaf.mass / (2 * total_mass)) / (depth + math.log2(1 + leaf.mass))
+        for node in reversed(path):
+            total = node.gap_sum(x)
+            if total > 0.0:
+                q = total / (total + node.range_sum())
+                value = q / depth + (1 - q) * value
+            depth -= 1
+        return value * math.log2(1 + total_mass)
 
 
 class NaiveForest:
@@ -295,6 +333,9 @@ class NaiveForest:
     def explain(self, X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         pairs = [[tree.attribute(x) for tree in self.trees] for x in as_lists(X)]
         mean = np.array(pairs).mean(axis=1)
+        # Gaps are added up in float32 for the score: what rounding leaves is spread over the parts.
+        sums = mean.sum(axis=(1, 2))
+        mean *= (self.score_samples(X) / np.where(sums > 0.0, sums, 1.0))[:, np.newaxis, np.newaxis]
         return mean[:, 0], mean[:, 1]
 
     def score_training(self, X: np.ndarray) -> np.ndarray:

@@ -119,7 +119,7 @@ def test_a_learning_model_scores_and_explains_in_sql_and_by_the_command(plant: P
     assert twin.scaler is not None
     scaled = twin.scaler.transform(np.reshape(pair, (2, 3))).reshape(1, -1)
     ((score, why),) = plant.fetch(f"SELECT scorer.score('stream', ARRAY{pair}), scorer.explain('stream', ARRAY{pair})")
-    assert score == pytest.approx(twin.forest.score_samples(scaled)[0], abs=1e-9)
+    assert score == pytest.approx(twin.forest.score_samples(scaled)[0], abs=1e-6)
     assert why == twin.forest.explanation(scaled[0], FEATURES)
     with pytest.raises(psycopg.errors.InvalidParameterValue, match="oldest first"):
         plant.fetch("SELECT scorer.score('stream', ARRAY[1, 2, 3])")

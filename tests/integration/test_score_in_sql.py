@@ -53,7 +53,7 @@ def shapes(draw: Any) -> dict[str, Any]:
 )
 @given(shape=shapes())
 def test_sql_equals_the_kernels_on_forests_of_many_shapes(plant: Plant, shape: dict[str, Any]) -> None:
-    """Scores one by one and in sets, and the parts of each feature, are those of the compiled forest to 1e-9."""
+    """Scores one by one and in sets, and the parts of each feature, are those of the compiled forest to 1e-6."""
     rng = np.random.default_rng(shape["seed"])
     rows = np.round(rng.normal(size=(shape["rows"], shape["columns"])) * shape["distinct"], 0 if shape["distinct"] < 10 else 3)
     rows[rng.random(rows.shape) < shape["missing"]] = np.nan
@@ -72,15 +72,15 @@ def test_sql_equals_the_kernels_on_forests_of_many_shapes(plant: Plant, shape: d
     high, low = forest.explain(scaler.transform(asked))
     for i, row in enumerate(asked):
         ((score,),) = plant.fetch("SELECT scorer.score('shaped', %s)", Float8Array(row))
-        assert abs(score - wanted[i]) < 1e-9
+        assert abs(score - wanted[i]) < 1e-6
         parts = np.array(plant.fetch("SELECT high, low FROM scorer.split_score('shaped', %s)", Float8Array(row)))
-        assert np.abs(parts - np.column_stack([high[i], low[i]])).max() < 1e-9
+        assert np.abs(parts - np.column_stack([high[i], low[i]])).max() < 1e-6
     columns = ", ".join(f"(v.a)[{i + 1}] AS {feature}" for i, feature in enumerate(features))
     values = ", ".join("('{" + ",".join(repr(float(v)) for v in row) + "}'::float8[])" for row in asked)
     found = plant.fetch(
         "SELECT score FROM scorer.score_rows('shaped', %s)", f"SELECT {columns} FROM (VALUES {values}) AS v (a)"
     )
-    assert np.abs(np.array(found)[:, 0] - wanted).max() < 1e-9
+    assert np.abs(np.array(found)[:, 0] - wanted).max() < 1e-6
 
 
 def test_explanations_have_the_shape_that_kinesis_users_read(plant: Plant) -> None:
@@ -140,7 +140,7 @@ def test_a_set_is_one_query_that_only_reads_with_the_caller_s_rights(plant: Plan
 
 
 def test_sql_scores_equal_the_stored_ones(plant: Plant) -> None:
-    """Ordinary rows, far ones, missing values and rows that the trees know: equal to 1e-9."""
+    """Ordinary rows, far ones, missing values and rows that the trees know: equal to 1e-6."""
     plant.create_model(query="SELECT nullif(sensor_1, 0) AS sensor_1, sensor_2, sensor_3 FROM plant.readings_historical")
     rng = np.random.default_rng(3)
     values = np.vstack([make_readings(rng, 60), make_readings(rng, 20) * 3, np.full((1, 3), np.nan)])
@@ -156,7 +156,7 @@ def test_sql_scores_equal_the_stored_ones(plant: Plant) -> None:
         " FROM scores s JOIN plant.readings_new r ON s.row_key = jsonb_build_object('id', r.id)"
     )
     assert len(rows) == len(values) + 30
-    assert max(abs(stored - computed) for stored, computed in rows) < 1e-9
+    assert max(abs(stored - computed) for stored, computed in rows) < 1e-6
 
 
 def test_more_features_than_a_cube_holds(plant: Plant) -> None:
@@ -174,7 +174,7 @@ def test_more_features_than_a_cube_holds(plant: Plant) -> None:
         f"SELECT s.score, scorer.score('turbofan', ARRAY[{vector}])"
         " FROM scores s JOIN plant.wide_new r ON s.row_key = jsonb_build_object('id', r.id)"
     )
-    assert len(rows) == 10 and max(abs(stored - computed) for stored, computed in rows) < 1e-9
+    assert len(rows) == 10 and max(abs(stored - computed) for stored, computed in rows) < 1e-6
 
 
 def test_wrong_calls_say_what_is_wrong(plant: Plant) -> None:

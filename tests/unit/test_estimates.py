@@ -22,7 +22,7 @@ def normal_rows(n: int, d: int, seed: int = 0) -> np.ndarray:
 
 def expect_insertion(node: object, x: list[float], tell, depth: int = 0, collusion: float = 0.0) -> float:
     """Expectation of tell(node, depth, collusion, seen) over where x would be split off, by the textbook recursion."""
-    gap, leaf = naive_forest.add(node.gaps(x)), node.is_leaf
+    gap, leaf = node.gap_sum(x), node.is_leaf
     if leaf and gap == 0.0:
         return tell(node, depth, collusion, True)
     q = gap / (gap + node.range_sum())

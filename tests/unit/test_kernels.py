@@ -108,8 +108,8 @@ def test_nothing_is_compiled_with_reordered_arithmetic():
     text = _SOURCE.read_text()
     assert re.findall(r'"fastmath": \w+', text) == ['"fastmath": False']
     assert "fastmath=" not in text
-    assert set(re.findall(r"^\s*@(\w+)", text, re.MULTILINE)) == {"_compiled", "_uncounted", "intrinsic"}
-    assert text.count("njit(") == 2
+    assert set(re.findall(r"^\s*@(\w+)", text, re.MULTILINE)) == {"_compiled", "_uncounted", "_inlined", "intrinsic"}
+    assert text.count("njit(") == 3
 
 
 def test_numba_stays_in_one_file():
