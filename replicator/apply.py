@@ -93,6 +93,8 @@ class Applier:
             ReadAgain: as above, but earlier parts of the transaction are gone and must be read again.
         """
         with self.registry.lock:
+            if batch.undone:
+                self.abandon()
             tables = np.array(batch.plans.tables, np.int64)[batch.changes["plan"]]
             triggers = find_triggers(batch, tables, self.registry)
             work = Work.of(batch, tables, triggers)

@@ -34,6 +34,7 @@ class Batch:
         plans: what the changes' plan numbers mean.
         position: the end of the last whole transaction so far. seq: the last _seq given out.
         whole: False for a part: more of the same transaction follows, and nothing of it may be seen before its end.
+        undone: the parts that were handed on before are of a transaction that was rolled back in the end.
         files: the binlog files that the transactions name by their index.
         tags: what MySQL's transactions name by their domain.
         xa: what was prepared or decided in these transactions, in order.
@@ -47,6 +48,7 @@ class Batch:
     position: Position
     seq: int
     whole: bool = True
+    undone: bool = False
     files: tuple[str, ...] = ()
     tags: tuple[str, ...] = ("",)
     xa: tuple[XaChange, ...] = ()
@@ -87,7 +89,7 @@ class ChangeBuffer:
         self.state[decode.ENOUGH_ROWS] = self.state[decode.ENOUGH_BYTES] = np.iinfo(np.int64).max
         self._first_bytes, self._first_rows = first_bytes, first_rows
         self.digits = np.zeros(128, np.uint8)
-        self.is_parted = False
+        self.is_parted = self.is_undone = False
         self._spare: deque[tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.void], NDArray[np.void]]] = deque()
         self.out: NDArray[np.uint8] = np.empty(0, np.uint8)
         self.keys: NDArray[np.uint8] = np.empty(0, np.uint8)
@@ -138,8 +140,9 @@ class ChangeBuffer:
         transactions = self.transactions[: self.whole]
         taken = int(transactions[-1]["changes_end"])
         batch = Batch(
-            self.changes[:taken], transactions, self.out, self.keys, plans, position, self._seq_before(taken), home=self
-        )
+            self.changes[:taken], transactions, self.out, self.keys, plans, position, self._seq_before(taken),
+            undone=self.is_undone, home=self,
+        )  # fmt: skip
         self._part_from(taken, int(transactions[-1]["out_end"]), int(transactions[-1]["keys_end"]))
         return batch
 
@@ -189,7 +192,7 @@ class ChangeBuffer:
         self.keys[:keys_left] = keys[keys_at : keys_at + keys_left]
         state[decode.CHANGES], state[decode.TRANSACTIONS] = left, 0
         state[decode.OUT], state[decode.KEYS] = out_left, keys_left
-        self.is_parted = False
+        self.is_parted = self.is_undone = False
 
     def grow(self) -> None:
         """Double the arrays, for a transaction that does not fit."""

@@ -135,7 +135,9 @@ class RareEvents:
             undone = int(state[decode.SEQ]) - seq
         else:
             undone = rows
-        if undone > rows or (target is None and self._changes.is_parted):
+            # where whole transactions wait, the parts are of the first of them
+            self._changes.is_undone |= self._changes.is_parted and not self._changes.whole
+        if undone > rows:
             raise UnsupportedEvent(
                 "a part of a transaction is rolled back that was too large to be held in memory",
                 hint="Raise replicator.batch_rows and replicator.batch_bytes, then start again.",

@@ -268,6 +268,28 @@ def test_rollback_to_savepoint_in_the_binlog(mariadb_pipeline: Pipeline) -> None
     assert len(set(seqs)) == len(seqs)
 
 
+def test_rollback_of_a_transaction_in_parts(mariadb_pipeline: Pipeline) -> None:
+    """Parts of a transaction of several batches are written before its ROLLBACK is read; none of them is seen in the end."""
+    make_table(mariadb_pipeline)
+    mariadb_pipeline.configure(replicator={"batch_rows": 20})
+    mariadb_pipeline.catch_up()
+    rows = [f"({n}, {n}, 'undone')" for n in range(1000, 1300)]
+    run_session(
+        mariadb_pipeline,
+        "BEGIN",
+        *(f"INSERT INTO t VALUES {', '.join(rows[n : n + 30])}" for n in range(0, len(rows), 30)),
+        "CREATE TEMPORARY TABLE tt (a INT)",
+        "DELETE FROM t WHERE id = 1",
+        "ROLLBACK",
+        "INSERT INTO t VALUES (6, 6, 'kept')",
+    )
+    log = {row[5].split(" ")[0] for row in mariadb_pipeline.source.execute("SHOW BINLOG EVENTS IN 'binlog.000001'")}
+    assert "ROLLBACK" in log
+    mariadb_pipeline.catch_up()
+    mariadb_pipeline.assert_equal("t")
+    assert (6,) in mariadb_pipeline.read_mirror("t", "id", order="1")
+
+
 # ------------------------------------------------------------------------------------------------ refused
 def test_a_statement_in_place_of_rows_stops_the_stream(pipeline: Pipeline) -> None:
     """A session that logs statements stops the stream, with the statement and the position; nothing of it is applied."""

@@ -11,6 +11,7 @@ from replicator.changes import Batch
 from replicator.errors import PartialImage, StreamBroken, TableProblem, TransactionUnknown, UnsupportedEvent
 from replicator.events import Event
 from replicator.gtids import TaggedGtid, dump_command, encode_gtids, parse_tagged
+from replicator.items import Idle
 from replicator.packets import PADDING_BYTES
 from replicator.payload import open_event, open_payload
 from replicator.position import GtidSet
@@ -29,6 +30,7 @@ from tests.binlog_writer import (
     write_table_map,
 )
 from tests.decoding import FIRST_SEQ, Tables, Walked, make_stream, walk
+from warehouse.settings import ReplicatorSettings
 
 MAP = write_table_map(7, "plant", "readings", (Field("id", 3), Field("n", 3)), [0])
 # From MySQL 9.7: GTID ...:blue:1.
@@ -409,6 +411,38 @@ def test_rollbacks_take_rows_back() -> None:
     assert keys(walked) == [1, 2, 7, 10]
     assert [change.seq for change in walked.changes] == [FIRST_SEQ + n for n in range(1, 5)]
     assert [number for number, _ in walked.transactions] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("end", ["ROLLBACK", "COMMIT"])
+def test_a_transaction_in_parts_and_a_rollback(end: str) -> None:
+    """Parts are taken back by the batch with their own transaction's ROLLBACK, and not by that of a transaction behind it."""
+    binlog = Binlog()
+    binlog.add(Event.GTID, write_gtid(1))
+    binlog.add(Event.QUERY, write_query("BEGIN"))
+    for number in range(28):
+        add_rows(binlog, 2 * number, 2 * number + 1)
+    binlog.add(Event.QUERY, write_query(end))
+    binlog.add(Event.GTID, write_gtid(2))
+    binlog.add(Event.QUERY, write_query("BEGIN"))
+    add_rows(binlog, 99)
+    binlog.add(Event.QUERY, write_query("ROLLBACK"))
+    binlog.add_transaction(3, [(Event.TABLE_MAP, MAP), insert(100)])
+    data = binlog.stream()
+    # what follows the last part comes at once, and so in one batch
+    last = len(data) - 900
+    pieces = [*(data[i : min(i + 100, last)] for i in range(0, last, 100)), data[last:]]
+    stream = make_stream(pieces, Tables({"readings": (0,)}), settings=ReplicatorSettings(linger_ms=0, batch_rows=10))
+    seen = []
+    for item in stream.items():
+        if isinstance(item, Idle):
+            break
+        assert isinstance(item, Batch)
+        seen.append((item.whole, item.undone, [int(tx["number"]) for tx in item.transactions] if item.whole else []))
+    assert seen[0] == (False, False, [])
+    ends = [entry for entry in seen if entry[0]]
+    assert [undone for _, undone, _ in ends] == [end == "ROLLBACK"] + [False] * (len(ends) - 1)
+    assert [number for _, _, numbers in ends for number in numbers] == [1, 2, 3]
+    assert str(stream.position.gtids).endswith(":1-3")
 
 
 def test_a_savepoint_of_another_transaction() -> None:
