@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from replicator import decode
+from replicator import compare, decode
 from replicator.changes import ChangeBuffer
 from replicator.charsets import Charsets
 from replicator.packets import PacketBuffer
 from replicator.plan import Plans
+from replicator.rows import Rows, match_rows
 
 
 def compile_kernels() -> None:
@@ -34,6 +35,11 @@ def compile_kernels() -> None:
     decode.gather(rows, changes, out, out)
     decode.renumber(changes[:0], out, 0)
     decode.stage_keys(rows, entries, keys, 1, out)
+    compare.hash_changes(changes, rows, keys, np.empty(0, np.uint64))
+    for none in (b"", bytearray()):
+        nothing = Rows.parse(none, np.ones(1, np.uint8))
+        match_rows(nothing, nothing)
+        nothing.keys(rows, rows)
 
 
 if __name__ == "__main__":

@@ -272,3 +272,20 @@ def test_no_false_drift_under_load(pipeline: Pipeline) -> None:
         pipeline.sync()
         assert [found["state"] for found in verify_all(pipeline, "ts")] == ["Equal", "Equal"]
         pipeline.assert_equal("t", "s")
+
+
+def test_all_the_time(mysql_pipeline: Pipeline) -> None:
+    """Where it is set, each table is compared again and again, and drift is repaired."""
+    pipeline = mysql_pipeline
+    pipeline.source.execute("CREATE TABLE t (id INT PRIMARY KEY, v INT)")
+    pipeline.source.execute("INSERT INTO t VALUES (1, 1), (2, 2)")
+    pipeline.source.execute("CREATE TABLE u (id INT PRIMARY KEY)")
+    pipeline.configure(verify={"every_s": 1, "repair": True})
+    with pipeline.following():
+        query = "SELECT count(*) FROM warehouse.verified WHERE state = 'Equal' AND equal_as_of IS NOT NULL"
+        pipeline.wait_until(lambda: pipeline.fetch(query) == [(2,)])
+        pipeline.conn.execute(f'UPDATE "{pipeline.source.name}".t SET v = 7 WHERE id = 2')
+        repaired = "SELECT key FROM warehouse.drift WHERE repaired_at IS NOT NULL"
+        pipeline.wait_until(lambda: pipeline.fetch(repaired) == [({"id": 2},)])
+        pipeline.wait_until(lambda: pipeline.fetch(query) == [(2,)])
+    pipeline.assert_equal("t", order="1")
