@@ -70,9 +70,11 @@ class Watch:
         self._touched.append(hashes[:count])
 
     def moved(self, position: Position) -> None:
-        """All up to here is committed. Raises what ended the thread of `verify`."""
+        """All up to here is committed, and nothing is written in part. Raises what ended the thread of `verify`."""
         if self._error is not None:
             raise self._error
+        # A transaction that was written in part may also have been rolled back.
+        self._is_open = False
         with self._moved:
             self._position = position
             self._moved.notify_all()

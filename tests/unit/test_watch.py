@@ -69,6 +69,10 @@ def test_a_watch_begins_between_transactions() -> None:
         pass
     thread.join(60)
     assert begun.is_set()
+    with watch.applying(make_batch(3, [b"rolled back"]), lambda: True):
+        pass
+    watch.moved(Position("binlog.000001", 4))
+    watch.begin(3, stop)
 
 
 def test_positions_count_by_file_and_offset_too() -> None:
