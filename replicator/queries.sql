@@ -41,6 +41,9 @@ UPDATE warehouse.sources SET heard_at = clock_timestamp(),
     lag_ms = greatest(0, extract(epoch FROM clock_timestamp() - coalesce(%(committed_at)s, clock_timestamp())) * 1000)
 WHERE source = %(source)s
 
+-- name: read_warning
+SELECT warning FROM warehouse.status WHERE source = %(source)s
+
 -- name: beat
 INSERT INTO warehouse.pulses (source, backend, beat_at) VALUES (%(source)s, %(backend)s, clock_timestamp())
 ON CONFLICT (source) DO UPDATE SET backend = EXCLUDED.backend, beat_at = EXCLUDED.beat_at

@@ -34,6 +34,7 @@ from replicator.verify import Verifier
 from warehouse.db import Connection, connect, take_lock, wrap_errors
 from warehouse.errors import AlreadyRunning, OperatorNeeded, SchemaOutdated
 from warehouse.migrate import require_migrations
+from warehouse.prune import MOST_ROWS, prune_records
 from warehouse.service import Progress, Stop
 from warehouse.settings import Settings
 
@@ -42,6 +43,7 @@ log = structlog.get_logger()
 Outcome = Literal["done", "again"]
 
 REQUESTS_S = 0.5
+LOOK_S, SOON_S = 600, 5
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ class Replication:
         self.settings, self.stop, self.until_caught_up = settings, stop, until_caught_up
         self.name = settings.source.name
         self._choices = 0
+        self._look_at = 0.0
 
     def run(self, progress: Progress) -> None:
         """Work until stopped, caught up, or an error ends it.
@@ -250,10 +253,24 @@ class Replication:
             table = work.registry.tables.get(name)
             if table is not None and work.registry.matches(name):
                 table.resync = True
+        self._look_after(work)
         work.seq = retry_rows(work.conn, work.registry, work.seq)
         work.seq = carry_out(work.conn, work.registry, work.watch, work.seq)
         work.copy_requested()
         return self._pause(work) if requests.pause else None
+
+    def _look_after(self, work: Follower) -> None:
+        """Once in a while: warn before the binlog is deleted that is not applied yet, and prune old records."""
+        now = time.monotonic()
+        if now < self._look_at:
+            return
+        with wrap_errors():
+            row = work.conn.execute(QUERIES["read_warning"], {"source": self.name}).fetchone()
+        if row is not None and row[0]:
+            log.warning("binlog runway", source=self.name, reason=row[0])
+        pruned = prune_records(work.conn, self.settings.retention, self.name)
+        # More is waiting where that much was found.
+        self._look_at = now + (SOON_S if pruned >= MOST_ROWS else LOOK_S)
 
     def _read_requests(self, conn: Connection) -> Requests:
         with wrap_errors():

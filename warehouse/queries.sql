@@ -93,3 +93,24 @@ WHERE w.reason IS NULL;
 -- name: read_unscored
 SELECT EXISTS (SELECT FROM warehouse.deleted_rows d
                WHERE d.source = %(source)s AND d.table_name = %(table_name)s AND d.seq > %(deleted_seq)s);
+
+-- name: prune_deleted_rows
+-- Rows that a copy recorded have no commit time; they go with what is older or as old by its number.
+DELETE FROM warehouse.deleted_rows WHERE source = %(source)s AND seq = ANY (ARRAY(
+    SELECT seq FROM warehouse.deleted_rows d
+    WHERE d.source = %(source)s
+        AND d.seq <= (SELECT max(o.seq) FROM warehouse.deleted_rows o
+                      WHERE o.source = %(source)s AND o.committed_at < now() - make_interval(secs => %(seconds)s))
+        AND d.seq <= ALL (SELECT w.deleted_seq FROM scorer.watermarks w
+                          JOIN scorer.models m ON (m.name, m.version) = (w.model, w.version)
+                          WHERE w.source = %(source)s AND m.state <> 'RETIRED')
+    ORDER BY seq LIMIT %(limit)s))
+
+-- name: prune_state_changes
+-- The last change of each table and of the source stays.
+DELETE FROM warehouse.state_changes WHERE id = ANY (ARRAY(
+    SELECT id FROM warehouse.state_changes c
+    WHERE c.source = %(source)s AND c.at < now() - make_interval(secs => %(seconds)s)
+        AND EXISTS (SELECT FROM warehouse.state_changes n
+                    WHERE n.source = c.source AND n.table_name IS NOT DISTINCT FROM c.table_name AND n.id > c.id)
+    LIMIT %(limit)s))

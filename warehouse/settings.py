@@ -170,6 +170,15 @@ class VerifySettings(Section):
     )
 
 
+class RetentionSettings(Section):
+    """How long records are kept; the replicator prunes them."""
+
+    deleted_rows_days: float | None = Field(
+        default=30, gt=0, description="of deletions, once every model has seen them; none: for ever"
+    )
+    state_changes_days: float | None = Field(default=90, gt=0, description="of changes of state; none: for ever")
+
+
 class RefreshSettings(Section):
     """The materialized views of the schema analytics."""
 
@@ -249,6 +258,7 @@ class Settings(Section):
     warehouse: WarehouseSettings = WarehouseSettings()
     replicator: ReplicatorSettings = ReplicatorSettings()
     verify: VerifySettings = VerifySettings()
+    retention: RetentionSettings = RetentionSettings()
     refresh: RefreshSettings = RefreshSettings()
     scorer: ScorerSettings = ScorerSettings()
     model: tuple[ModelSettings, ...] = ()

@@ -13,6 +13,7 @@ from replicator.check import check_server_id
 from replicator.source import Source
 from tests.fixtures.pipeline import SOURCE, Pipeline, make_pipeline
 from tests.fixtures.servers import Database, MakeServer, SourceDatabase, make_source_database
+from warehouse.prune import prune_records
 
 TABLE = "CREATE TABLE t (id INT PRIMARY KEY, n INT)"
 
@@ -125,6 +126,49 @@ def test_status(pipeline: Pipeline) -> None:
         assert runway is None if expiry == 0 else runway.total_seconds() == expiry
     pipeline.conn.execute("UPDATE warehouse.sources SET heard_at = now() - interval '1 hour'")
     assert pipeline.status("lag_ms") >= 3_600_000
+
+
+def test_warning_before_the_binlog_ends(mysql_pipeline: Pipeline) -> None:
+    """Most of the time that the source keeps its binlog has passed since the last commit: the status warns of it."""
+    pipeline = mysql_pipeline
+    pipeline.source.execute(TABLE)
+    pipeline.catch_up()
+    assert pipeline.status("warning") is None
+    pipeline.conn.execute(
+        "UPDATE warehouse.sources SET binlog_expire_s = 7200, heard_at = now() - interval '90 minutes';"
+        " UPDATE warehouse.checkpoint SET committed_at = now() - interval '90 minutes'"
+    )
+    assert pipeline.status("warning") == "the source deletes what is not applied yet in 0.5 hours"
+    pipeline.conn.execute("UPDATE warehouse.checkpoint SET committed_at = now() - interval '3 hours'")
+    assert "may have deleted" in pipeline.status("warning")
+    assert "may have deleted" in pipeline.run("warehouse", "status").stdout
+
+
+def test_records_are_pruned(mysql_pipeline: Pipeline) -> None:
+    """Old deletions go once every model has seen them, old changes of state but for the last of each table."""
+    pipeline = mysql_pipeline
+    pipeline.source.execute(TABLE, "INSERT INTO t VALUES (1, 1), (2, 2), (3, 3)")
+    pipeline.catch_up()
+    pipeline.source.execute("DELETE FROM t WHERE id = 1", "DELETE FROM t WHERE id = 2", "DELETE FROM t WHERE id = 3")
+    pipeline.catch_up()
+    (first,), (second,), (third,) = pipeline.fetch("SELECT seq FROM warehouse.deleted_rows ORDER BY seq")
+    pipeline.conn.execute(
+        "UPDATE warehouse.deleted_rows SET committed_at = now() - interval '40 days' WHERE seq < %s", (third,)
+    )
+    pipeline.conn.execute("UPDATE warehouse.state_changes SET at = at - interval '100 days'")
+    mirror = f"{pipeline.source.name}.t"
+    pipeline.conn.execute("SELECT scorer.create_model('m', %s, %s, ARRAY['n'])", (mirror, f"SELECT n FROM {mirror}"))
+    pipeline.conn.execute(
+        "INSERT INTO scorer.watermarks (model, version, relation, source, seq, deleted_seq) VALUES ('m', 1, %s, %s, 0, %s)",
+        (mirror, SOURCE, first),
+    )
+    kept = prune_records(pipeline.conn, pipeline.settings.retention, SOURCE)
+    assert kept > 1
+    assert pipeline.fetch("SELECT seq FROM warehouse.deleted_rows ORDER BY seq") == [(second,), (third,)]
+    assert pipeline.fetch("SELECT count(*), count(DISTINCT coalesce(table_name, '')) FROM warehouse.state_changes") == [(2, 2)]
+    pipeline.conn.execute("UPDATE scorer.watermarks SET deleted_seq = %s", (third,))
+    assert prune_records(pipeline.conn, pipeline.settings.retention, SOURCE) == 1
+    assert pipeline.fetch("SELECT seq FROM warehouse.deleted_rows") == [(third,)]
 
 
 @pytest.mark.parametrize(
