@@ -8,6 +8,7 @@ not installed (`pip install krcf`); its rates include its own conversion of a ro
 from __future__ import annotations
 
 import argparse
+import resource
 import statistics
 import subprocess
 import sys
@@ -183,12 +184,18 @@ def measure_batch(report: Report) -> None:
 
 
 def measure_start(report: Report) -> None:
-    """A new process to its first score, with the compiled code in numba's cache."""
+    """A new process to its first score, with the compiled code in numba's cache; processor time, as of the rates."""
     code = "import numpy as np; from scorer import RandomCutForest as F; F().fit(X := np.ones((300, 24))).score_samples(X)"
     run = [sys.executable, "-c", code]
     root = Path(__file__).resolve().parents[1]
     subprocess.run(run, check=True, cwd=root)
-    start_s = best_s(lambda: subprocess.run(run, check=True, cwd=root))
+    times = []
+    for _ in range(5):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run(run, check=True, cwd=root)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    start_s = min(times)
     report.add("start_to_first_score_under_aim", start_s, "s", against="aim: 1 s", ratio=1.0 / start_s, aim=1.0)
 
 
