@@ -14,7 +14,7 @@ from typing import Any
 import pymysql
 import structlog
 
-from replicator.errors import LockRefused, SourceRefused
+from replicator.errors import LockRefused, SourceRefused, SourceUnavailable
 from replicator.position import Position
 from replicator.source import Source, wrap_errors
 
@@ -48,7 +48,7 @@ class ReadView:
         self._locks = source.open()
         try:
             started = time.monotonic()
-            _lock(self._locks, tables)
+            _lock(self._locks, tables, source.stopping)
             self.position: Position = source.position()
             # Where the lock must be held while the rows are read, another reader would wait behind the writers that wait.
             is_versioned = _are_versioned(source, tables)
@@ -89,14 +89,14 @@ class ReadView:
         self._locks._force_close()
 
 
-def _lock(connection: pymysql.Connection[Any], tables: Sequence[str]) -> None:
+def _lock(connection: pymysql.Connection[Any], tables: Sequence[str], stopping: Callable[[], bool]) -> None:
     """Lock tables against writes, each alone where that is allowed, else all tables of the server."""
     parts = ", ".join(f"{_quote(name)} READ" for name in tables)
     try:
-        _wait(connection, f"LOCK TABLES {parts}", tables)
+        _wait(connection, f"LOCK TABLES {parts}", tables, stopping)
     except SourceRefused:
         try:
-            _wait(connection, "FLUSH TABLES WITH READ LOCK", tables)
+            _wait(connection, "FLUSH TABLES WITH READ LOCK", tables, stopping)
         except SourceRefused:
             raise LockRefused(
                 "its copy must be read at one position, which needs the right LOCK TABLES (or RELOAD)",
@@ -104,7 +104,7 @@ def _lock(connection: pymysql.Connection[Any], tables: Sequence[str]) -> None:
             ) from None
 
 
-def _wait(connection: pymysql.Connection[Any], statement: str, tables: Sequence[str]) -> None:
+def _wait(connection: pymysql.Connection[Any], statement: str, tables: Sequence[str], stopping: Callable[[], bool]) -> None:
     with wrap_errors("cannot lock tables"):
         connection.query(f"SET SESSION lock_wait_timeout = {_WAIT_S}")
         for _ in range(_TRIES):
@@ -114,6 +114,10 @@ def _wait(connection: pymysql.Connection[Any], statement: str, tables: Sequence[
             except pymysql.err.OperationalError as error:
                 if error.args[0] != _LOCK_WAIT_TIMEOUT:
                     raise
+                if stopping():
+                    raise SourceUnavailable(
+                        "a lock that did not come is no longer waited for, because a stop was asked for"
+                    ) from None
                 log.info("waiting for a lock", tables=list(tables))
                 time.sleep(1)
     raise LockRefused(

@@ -78,6 +78,7 @@ class Replication:
             TailraceError: any; whether the same may be tried again is said by its class.
         """
         source = Source(self.settings.source, self.settings.warehouse.place)
+        source.stopping = lambda: self.stop.requested
         conn = connect(self.settings.warehouse, f"replicator {self.name}")
         try:
             with wrap_errors():

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import ssl
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -81,11 +81,13 @@ class Source:
     Attributes:
         server: host and port of the server that is asked and read; one of settings.servers.
         reader: what this replica calls itself at the server; see `replica_uuid`.
+        stopping: whether somebody asked to stop, for what may wait long.
     """
 
     def __init__(self, settings: SourceSettings, reader: str = "") -> None:
         self.settings, self.reader = settings, reader
         self.server = settings.servers[0]
+        self.stopping: Callable[[], bool] = lambda: False
         self._connection: pymysql.Connection[Any] | None = None
         self._charsets: Charsets | None = None
 

@@ -52,6 +52,18 @@ def test_sigterm_finishes_the_work_at_hand(pipeline: Pipeline) -> None:
     assert pipeline.fetch("SELECT inserted FROM warehouse.tables") == [(600,)]
 
 
+def test_sigterm_while_a_lock_is_waited_for(mysql_pipeline: Pipeline) -> None:
+    """A copy that cannot have its lock does not keep the process from stopping."""
+    pipeline = mysql_pipeline
+    pipeline.source.execute("CREATE TABLE keyless (a INT)")
+    with pipeline.source.connect() as conn, conn.cursor() as cursor:
+        cursor.execute("LOCK TABLES keyless WRITE")
+        service = pipeline.start("replicator", "run")
+        pipeline.wait_until(lambda: "waiting for a lock" in service.read_log())
+        assert service.stop() == 0, service.read_log()
+    assert "Traceback" not in service.read_log()
+
+
 def test_pause_and_resume(pipeline: Pipeline) -> None:
     """A paused source stands still, says so, stays paused over a restart, and misses nothing once resumed."""
     pipeline.source.execute(TABLE)
