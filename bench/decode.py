@@ -11,7 +11,6 @@ import argparse
 import os
 import statistics
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -53,25 +52,18 @@ def compare(plant: Plant, report: Report, figure: str, start: Position, rows: in
     """Rates of both, three rounds in turn: by the clock, and by processor time, which other work disturbs less."""
     ours, theirs = [], []
     for _ in range(3):
-        ours.append(rate(rows, lambda: read(plant, start, rows)))
-        theirs.append(rate(few, lambda: read_with_library(plant, start, few)))
+        ours.append([rows / seconds for seconds in read(plant, start, rows)])
+        theirs.append([few / seconds for seconds in read_with_library(plant, start, few)])
     for which, name, unit in ((0, figure, "rows/s"), (1, f"{figure}_cpu", "rows/cpu s")):
         our_rate, their_rate = (statistics.median(each[which] for each in rates) for rates in (ours, theirs))
         peer = f"event.rows of python-mysql-replication: {their_rate:,.0f}"
         report.add(name, our_rate, unit, against=peer, ratio=our_rate / their_rate, aim=aim)
 
 
-def rate(rows: int, work: Callable[[], float]) -> tuple[float, float]:
-    """Rows per second by the clock, as work says how long it took, and per second of this process's processor time."""
-    began = time.process_time()
-    seconds = work()
-    return rows / seconds, rows / (time.process_time() - began)
-
-
-def read(plant: Plant, start: Position, rows: int) -> float:
-    """Seconds until so many rows are COPY tuples."""
+def read(plant: Plant, start: Position, rows: int) -> tuple[float, float]:
+    """Seconds until so many rows are COPY tuples, by the clock and of processor time; the stream is open before."""
     stream = open_stream(plant, start)
-    began = time.perf_counter()
+    began, worked = time.perf_counter(), time.process_time()
     seen = 0
     for item in stream.items():
         if isinstance(item, Batch):
@@ -79,13 +71,13 @@ def read(plant: Plant, start: Position, rows: int) -> float:
             item.release()
         if seen >= rows:
             break
-    seconds = time.perf_counter() - began
+    times = time.perf_counter() - began, time.process_time() - worked
     stream.close()
-    return seconds
+    return times
 
 
-def read_with_library(plant: Plant, start: Position, rows: int) -> float:
-    """Seconds until the library has made so many rows."""
+def read_with_library(plant: Plant, start: Position, rows: int) -> tuple[float, float]:
+    """Seconds until the library has made so many rows, likewise."""
     server = plant.mysql
     reader = BinLogStreamReader(
         connection_settings={
@@ -94,22 +86,22 @@ def read_with_library(plant: Plant, start: Position, rows: int) -> float:
         server_id=9002, blocking=True, only_events=[WriteRowsEvent], only_tables=[TABLE],
         log_file=start.file, log_pos=start.pos, resume_stream=True, enable_logging=False,
     )  # fmt: skip
-    began = time.perf_counter()
+    began, worked = time.perf_counter(), time.process_time()
     seen = 0
     for event in reader:
         seen += len(event.rows)
         if seen >= rows:
             break
-    seconds = time.perf_counter() - began
+    times = time.perf_counter() - began, time.process_time() - worked
     reader.close()
-    return seconds * rows / seen
+    return times[0] * rows / seen, times[1] * rows / seen
 
 
 def compare_socket(plant: Plant, report: Report, start: Position, rows: int) -> None:
     """The rate beside that of reading the same bytes from the socket and throwing them away, which is the limit."""
     ours, limit = [], []
     for _ in range(3):
-        ours.append(rows / read(plant, start, rows))
+        ours.append(rows / read(plant, start, rows)[0])
         limit.append(rows / read_and_discard(plant, start, rows))
     rate, most = statistics.median(ours), statistics.median(limit)
     report.add("decode_vs_socket", rate, "rows/s", against=f"reading the socket alone: {most:,.0f}", ratio=rate / most)
@@ -133,9 +125,7 @@ def read_and_discard(plant: Plant, start: Position, rows: int) -> float:
 
 def compare_processor(plant: Plant, report: Report, start: Position, rows: int) -> None:
     """Processor time a row: ours for decoding, Postgres' for COPY BINARY of the tuples into the keyed table."""
-    began = time.process_time()
-    read(plant, start, rows)
-    decoding_us = (time.process_time() - began) / rows * 1e6
+    decoding_us = statistics.median(read(plant, start, rows)[1] for _ in range(3)) / rows * 1e6
     table = mirror_table(plant)
     stream = open_stream(plant, start)
     with plant.warehouse() as conn:
