@@ -170,7 +170,7 @@ def start_replicator(plant: Plant) -> subprocess.Popen[bytes]:
 class Wanted:
     """Chooses the bench's table and nothing else."""
 
-    def choose(self, table_map: TableMap) -> Choice | None:
+    def choose(self, table_map: TableMap, at: Position) -> Choice | None:
         """The table with the key id."""
         return Choice(table=0, columns=table_map.columns or (), key=(0,)) if table_map.table == TABLE else None
 

@@ -267,6 +267,23 @@ class Applier:
                 reach("save")
             self._settled(whole)
 
+    def change_mirrors(self, position: Position, seq: int, commit_us: int, change: Callable[[int], int]) -> int:
+        """Commit what `change` does to mirrors together with the position and the tables' states.
+
+        Args:
+            change: is given the last _seq given out, and returns it as it is then.
+        """
+        with self.registry.lock:
+            with wrap_errors(position=position), self.conn.transaction():
+                last = change(seq)
+                self.registry.write(self.conn, position)
+                self._write_checkpoint(position, last, commit_us)
+                if last > seq:
+                    self.conn.execute(QUERIES["notify"], {"source": self.registry.name, "seq": last})
+                whole = self.registry.settle(self.conn, position)
+            self._settled(whole)
+        return last
+
     def empty(self, table: MirrorTable, position: Position, seq: int, commit_us: int) -> int:
         """Commit a TRUNCATE: the keys are recorded as deleted, each with a _seq of its own; the last one given out."""
         with self.registry.lock:

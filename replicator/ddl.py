@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from replicator.alterations import follow_alter
 from replicator.apply import Applier
 from replicator.errors import SchemaChanged
 from replicator.items import Statement
@@ -38,7 +39,11 @@ def follow_statement(statement: Statement, source: Source, registry: Registry, a
         seq: the last _seq given out before. A TRUNCATE gives one to each row that goes, and commits the position with them.
     """
     intents = parse_intents(statement.query.text, statement.query.database)
+    renamed = {intent.table for intent in intents if intent.action == "rename"}
     for intent in intents:
+        if intent.action == "alter" and intent.table in renamed:
+            # what it was altered to comes with the copy under the other name
+            continue
         seq = _carry_out(intent, statement, source, registry, applier, seq)
     if intents:
         may_alter = _FOREIGN_KEY.search(statement.query.text)
@@ -51,10 +56,10 @@ def _carry_out(intent: Intent, statement: Statement, source: Source, registry: R
     table = registry.tables.get(intent.table)
     if intent.action == "create" and registry.matches(intent.table):
         if table is None:
-            registry.discover(intent.table, is_new=True)
+            registry.discover(intent.table, created_at=statement.position)
         elif table.state in LIVE:
             # CREATE TABLE IF NOT EXISTS is logged for a table that is there, too.
-            _compare(table, source, registry, rows_changed=False)
+            _compare(table, source, registry)
         else:
             registry.require_resync(table, SchemaChanged("the source created the table anew"))
     elif intent.action == "drop database":
@@ -73,23 +78,19 @@ def _carry_out(intent: Intent, statement: Statement, source: Source, registry: R
             else:
                 registry.require_resync(target, SchemaChanged(f"the source renamed {intent.table} to this name"))
     elif intent.action == "truncate" and table is not None and table.state in LIVE:
-        if table.exact and table.consistent_from is not None and table.consistent_from.covers(statement.position):
+        if table.holds(statement.position):
+            # the copy was read behind it, and of the changes up to there some may be passed over
             return seq
         return applier.empty(table, statement.position, seq, statement.commit_us)
-    elif intent.action in ("alter", "alter rows") and table is not None:
-        _compare(table, source, registry, rows_changed=intent.action == "alter rows")
+    elif intent.action == "alter" and table is not None:
+        return follow_alter(statement, table, source, registry, applier, seq)
+    elif intent.action == "alter rows" and table is not None and table.state in LIVE:
+        registry.require_resync(table, SchemaChanged("rows came or went with a partition or a tablespace"))
     return seq
 
 
-def _compare(table: MirrorTable, source: Source, registry: Registry, *, rows_changed: bool) -> None:
-    """An ALTER may change values without a row event: copy the table where its columns or its key are other than before.
-
-    The state is committed with the position behind the statement, so that a crash before the copy does not lose it.
-    """
+def _compare(table: MirrorTable, source: Source, registry: Registry) -> None:
+    """A table that was found before its CREATE came by is copied where its columns or its key are others now."""
     found = source.describe(table.name)
-    if found is None:
-        return
-    before = [(column["name"], column["source_type"]) for column in table.columns]
-    columns = [(column.name, column.source_type) for column in found.columns]
-    if rows_changed or before != columns or table.key != [found.columns[i].name for i in found.key]:
-        registry.require_resync(table, SchemaChanged("the source's table was altered"))
+    if found is not None and not table.is_as_described(found.columns, found.key):
+        registry.require_resync(table, SchemaChanged("the source created the table"))

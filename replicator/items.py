@@ -32,8 +32,12 @@ class Choice:
 class Chooser(Protocol):
     """Decides about tables; the mirror's side of the stream."""
 
-    def choose(self, table_map: TableMap) -> Choice | None:
-        """What to do with the rows of a table as its table map describes it; None: pass over them."""
+    def choose(self, table_map: TableMap, at: Position) -> Choice | None:
+        """What to do with the rows of a table as its table map describes it; None: pass over them.
+
+        Args:
+            at: a place in the transaction that they belong to, with that transaction.
+        """
 
     def reject(self, table: int, problem: TableProblem) -> None:
         """The rows of a chosen table cannot be read; they are passed over from here on."""

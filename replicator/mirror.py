@@ -18,6 +18,8 @@ from warehouse.db import read_queries
 
 State = Literal["Snapshotting", "Synced", "Failed", "ResyncRequired", "DroppedSource", "Removed"]
 QUERIES = read_queries("replicator")
+MirrorColumn = dict[str, str]
+"""name, mirror_name, source_type, mirror_type; charset, "" where it is not known or there is none; generated, where it is."""
 LIVE: frozenset[State] = frozenset({"Snapshotting", "Synced"})
 
 
@@ -28,7 +30,7 @@ class MirrorTable:
     Attributes:
         number: by which changes name the table.
         name, mirror: database.table at the source, schema.table here.
-        columns: source name, source type and mirror type of each column, in the source's order.
+        columns: see MirrorColumn; in the source's order.
         key: source names of the columns that identify a row; empty where nothing does, and the mirror is a multiset.
         consistent_from: the position that must be applied before a snapshot is whole; None once it is. Until then
             changes may meet rows that are newer than they, so every change replaces its row.
@@ -37,6 +39,7 @@ class MirrorTable:
         resync: a copy was asked for.
         first_plan: changes decoded by older plans were committed before the last copy began, which brought what they left.
             Applying some of them late, and not those that were passed over meanwhile, would bring back old values.
+        copied_after: the last copy began behind this position, so it holds what an ALTER before it did.
         dirty: differs from what warehouse.tables says.
     """
 
@@ -44,7 +47,7 @@ class MirrorTable:
     name: str
     mirror: str
     state: State
-    columns: list[dict[str, str]]
+    columns: list[MirrorColumn]
     key: list[str]
     reason: str | None = None
     consistent_from: Position | None = None
@@ -52,6 +55,7 @@ class MirrorTable:
     foreign_keys: list[ForeignKey] = field(default_factory=list)
     resync: bool = False
     first_plan: int = 0
+    copied_after: Position | None = None
     dirty: bool = field(default=False, repr=False)
 
     @property
@@ -84,13 +88,29 @@ class MirrorTable:
         """Whether rows with these columns fit the mirror as it is."""
         return [(c["name"], c["mirror_type"]) for c in self.columns] == [(c.name, c.mirror_type) for c in columns]
 
+    def holds(self, at: Position) -> bool:
+        """Whether the last copy began, or was read as of a position, behind this one; and is not yet whole."""
+        if self.state != "Snapshotting" or self.consistent_from is None:
+            return False
+        since = self.consistent_from if self.exact else self.copied_after
+        return since is not None and since.covers(at)
 
-def describe_columns(columns: Sequence[Column]) -> list[dict[str, str]]:
+    def is_as_described(self, columns: Sequence[Column], key: Sequence[int]) -> bool:
+        """Whether the source describes the table as it is known here: columns, types and key."""
+        names = [(column.name, column.mirror_type, column.charset) for column in columns]
+        known = [(c["name"], c["mirror_type"], c.get("charset")) for c in self.columns]
+        return names == known and [columns[i].name for i in key] == self.key
+
+
+def describe_columns(columns: Sequence[Column]) -> list[MirrorColumn]:
     """Columns as warehouse.tables keeps them."""
     return [
-        {"name": c.name, "mirror_name": c.mirror_name, "source_type": c.source_type, "mirror_type": str(c.mirror_type)}
+        {
+            "name": c.name, "mirror_name": c.mirror_name, "source_type": c.source_type, "mirror_type": str(c.mirror_type),
+            "charset": c.charset, **({"generated": "yes"} if c.generated else {}),
+        }
         for c in columns
-    ]
+    ]  # fmt: skip
 
 
 def key_object(table: MirrorTable, prefix: sql.SQL) -> sql.Composable:

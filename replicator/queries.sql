@@ -132,7 +132,8 @@ FROM warehouse.tables WHERE source = %(source)s
 -- name: write_table
 WITH known AS (
     UPDATE warehouse.tables SET mirror = %(mirror)s, state = %(state)s, reason = %(reason)s, columns = %(columns)s,
-        key_columns = %(key_columns)s, consistent_from = %(consistent_from)s, foreign_keys = %(foreign_keys)s
+        key_columns = %(key_columns)s, consistent_from = %(consistent_from)s, consistent_copy = %(exact)s,
+        foreign_keys = %(foreign_keys)s
     WHERE source = %(source)s AND table_name = %(table)s RETURNING table_name
 )
 INSERT INTO warehouse.tables (source, table_name, mirror, state, reason, columns, key_columns, position, foreign_keys)

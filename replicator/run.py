@@ -138,7 +138,7 @@ class Replication:
         checkpoint = checkpoint or begin(conn, self.name, source)
         registry = Registry(
             source, self.name, Selection(self.settings.source.tables, self.settings.source.excluded_columns),
-            self.settings.source.schema_prefix,
+            self.settings.source.schema_prefix, drops_columns=self.settings.replicator.dropped_columns == "drop",
         )  # fmt: skip
         # Before they are read, so that what is chosen meanwhile is looked at again.
         self._choices = self._read_requests(conn).choices

@@ -44,10 +44,14 @@ class Registry:
         name: the source's name in the warehouse.
         selection: which tables are wanted, with which of their columns.
         prefix: what the schemas of new mirrors begin with, before the database's name.
+        drops_columns: columns that the source drops are dropped from their mirrors, too.
     """
 
-    def __init__(self, source: Source, name: str, selection: Selection, prefix: str = "") -> None:
+    def __init__(
+        self, source: Source, name: str, selection: Selection, prefix: str = "", *, drops_columns: bool = False
+    ) -> None:
         self.source, self.name, self.selection, self.prefix = source, name, selection, prefix
+        self.drops_columns = drops_columns
         self.flavor: Flavor = source.flavor
         self.charsets: Charsets = source.charsets()
         # The stream's thread asks while the applier's writes.
@@ -98,7 +102,7 @@ class Registry:
         if wanted == sorted(filtered):
             return
         table.dirty = True
-        problem = self._find_unmet(table.name, [column["name"] for column in table.columns], table.key)
+        problem = self.find_unmet(table.name, [column["name"] for column in table.columns], table.key)
         if table.state not in LIVE:
             return
         if problem is not None:
@@ -106,7 +110,8 @@ class Registry:
         elif set(filtered) - set(wanted):
             self.require_resync(table, SchemaChanged("columns that were left out are taken in"))
 
-    def _find_unmet(self, name: str, columns: Sequence[str], key: Sequence[str]) -> TableProblem | None:
+    def find_unmet(self, name: str, columns: Sequence[str], key: Sequence[str]) -> TableProblem | None:
+        """Why columns of a table with these columns and key cannot be left out as asked; None where they can."""
         unmet = self.selection.find_unmet(name, columns, key)
         hint = "SELECT exclude_columns(...) or include_columns(...), then resync the table."
         return None if unmet is None else FilterUnmet(unmet, hint=hint)
@@ -121,12 +126,12 @@ class Registry:
         database, _, table = name.partition(".")
         return f"{mirror_identifier(self.prefix + database)}.{mirror_identifier(table)}"
 
-    def discover(self, name: str, *, is_new: bool = False) -> MirrorTable | None:
+    def discover(self, name: str, *, created_at: Position | None = None) -> MirrorTable | None:
         """Take in a table that the mirror does not have; None where the source has it no longer.
 
         Args:
             name: database.table.
-            is_new: its creation was just seen in the stream, so that all of its rows are still to come.
+            created_at: the position behind its creation, which was just seen in the stream: all of its rows are still to come.
         """
         found = self.source.describe(name)
         if found is None:
@@ -137,10 +142,15 @@ class Registry:
         problem = self.find_problem(found)
         if problem is not None:
             self.reject(table.number, problem)
-        elif is_new:
+        elif created_at is not None:
             table.consistent_from = None
             table.foreign_keys = [key for key in find_foreign_keys(self.source) if key.child == name]
             self.set_state(table, "Synced")
+            now = self.source.position()
+            if (now.file, now.pos) != (created_at.file, created_at.pos):
+                # it may have been altered since, in which case it is copied once the stream comes there
+                self.set_state(table, "Snapshotting", "its columns are being confirmed")
+                table.consistent_from, table.exact = now, False
         else:
             table.resync = True
             self.set_state(table, "Snapshotting")
@@ -163,7 +173,7 @@ class Registry:
             if column.mirror_name in OWN_COLUMNS or (column.mirror_name == ROW_HASH and not found.key):
                 return UnsupportedColumn(f"column {column.name} has a name that the mirror needs for itself")
         names = [column.name for column in found.columns]
-        return self._find_unmet(found.name, names, [names[i] for i in found.key])
+        return self.find_unmet(found.name, names, [names[i] for i in found.key])
 
     # ------------------------------------------------------------------------------------------------ cascades
     def read_foreign_keys(self, altered: Collection[str] = ()) -> None:
@@ -224,12 +234,12 @@ class Registry:
                     self.reject(table.number, problem)
 
     # ------------------------------------------------------------------------------------------------ the stream's side
-    def choose(self, table_map: TableMap) -> Choice | None:
-        """What to do with the rows behind a table map; see stream.Chooser."""
+    def choose(self, table_map: TableMap, at: Position) -> Choice | None:
+        """What to do with the rows behind a table map; see items.Chooser."""
         with self.lock:
-            return self._choose(table_map)
+            return self._choose(table_map, at)
 
-    def _choose(self, table_map: TableMap) -> Choice | None:
+    def _choose(self, table_map: TableMap, at: Position) -> Choice | None:
         name = f"{table_map.database}.{table_map.table}"
         if not self.matches(name):
             return None
@@ -249,10 +259,15 @@ class Registry:
             self.reject(table.number, UnsupportedColumn(what + ", ".join(old), hint=hint))
             return None
         if not table.is_like(columns):
+            if table.holds(at):
+                # an ALTER lies between them and the copy, and no row changes while a table is altered
+                return None
             self.require_resync(table, SchemaChanged(describe_difference(table, columns)))
             return None
+        for known, column in zip(table.columns, columns, strict=True):
+            known["charset"] = known.get("charset") or column.charset
         names = [column.name for column in columns]
-        unmet = self._find_unmet(name, names, table.key)
+        unmet = self.find_unmet(name, names, table.key)
         if unmet is not None:
             self.reject(table.number, unmet)
             return None
@@ -302,6 +317,7 @@ class Registry:
                     "reason": table.reason, "columns": json.dumps(table.columns), "key_columns": table.key,
                     "position": str(position), "foreign_keys": json.dumps([key.as_json() for key in table.foreign_keys]),
                     "consistent_from": None if table.consistent_from is None else str(table.consistent_from),
+                    "exact": table.exact,
                 },
             )  # fmt: skip
             fit_filter(conn, self.name, table, self.selection.excluded(table.name))

@@ -130,6 +130,7 @@ def copy_table(
         elif reader is not None and view is None:
             reader.close()
     table.consistent_from, table.exact, table.resync = after, view is not None, False
+    table.copied_after = before
     log.info("table copied", table=table.name, rows=rows, duration_s=round(time.monotonic() - started, 3))
     return last_seq
 

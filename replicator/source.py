@@ -268,7 +268,7 @@ class Source:
         rows = self.query(
             "SELECT (SELECT TABLE_TYPE FROM information_schema.TABLES WHERE TABLE_SCHEMA = %s AND TABLE_NAME = %s),"
             " COLUMN_NAME, LOWER(DATA_TYPE), COLUMN_TYPE, CHARACTER_SET_NAME, CHARACTER_OCTET_LENGTH,"
-            " NUMERIC_PRECISION, NUMERIC_SCALE, DATETIME_PRECISION FROM information_schema.COLUMNS"
+            " NUMERIC_PRECISION, NUMERIC_SCALE, DATETIME_PRECISION, GENERATION_EXPRESSION > '' FROM information_schema.COLUMNS"
             " WHERE TABLE_SCHEMA = %s AND TABLE_NAME = %s ORDER BY ORDINAL_POSITION",
             (database, table) * 2,
         )
@@ -293,7 +293,7 @@ class Source:
 
 def _column(
     name: str, data_type: str, column_type: str, charset: str | None, octets: int | None,
-    precision: int | None, scale: int | None, fraction: int | None,
+    precision: int | None, scale: int | None, fraction: int | None, generated: int | None,
 ) -> Column:  # fmt: skip
     kind = KINDS.get(data_type, Kind.UNSUPPORTED)
     # MariaDB marks the columns that still have the layout of its version 5.3.
@@ -318,6 +318,7 @@ def _column(
         if kind in (Kind.ENUM, Kind.SET)
         else (),
         source_type=column_type,
+        generated=bool(generated),
     )
 
 

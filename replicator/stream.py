@@ -226,7 +226,7 @@ class Stream(RareEvents):
         if self.plans.find(body, table_id) is not None:
             return
         table_map = parse_table_map(body, self.charsets.names, self.charsets.decode_label, mariadb=self._mariadb)
-        choice = self.chooser.choose(table_map)
+        choice = self.chooser.choose(table_map, self._at_hand())
         rest = body[TABLE_ID_BYTES:]
         if choice is None:
             number = self.plans.add((), (), wanted=False, table=-1, map_body=rest)
@@ -235,6 +235,12 @@ class Stream(RareEvents):
                 choice.columns or table_map.columns or (), choice.key, wanted=True, table=choice.table, map_body=rest
             )
         self.plans.bind(table_id, number)
+
+    def _at_hand(self) -> Position:
+        """A place in the transaction at hand, which counts as read."""
+        transactions = self._changes.transactions[: self._changes.whole + 1]
+        runs = gtid_runs(transactions, mariadb=self._mariadb, tags=self._tags)
+        return self.position.moved(self._files[int(self._state[decode.FILE])], int(self._state[decode.LOG_POS]), runs)
 
     def _handle_query(self, query: events.Query) -> Iterator[Item]:
         state = self._state

@@ -74,6 +74,7 @@ class Column:
         precision, scale: of DECIMAL; scale is also the fractional digits (0 to 6) of times.
         labels: of ENUM and SET, in the order of definition.
         source_type: for people, as in "decimal(12,4)".
+        generated: the server computes it from other columns; only information_schema says so.
     """
 
     name: str
@@ -87,6 +88,7 @@ class Column:
     labels: tuple[str, ...] = ()
     source_type: str = ""
     compressed: bool = False
+    generated: bool = False
 
     @property
     def mirror_name(self) -> str:

@@ -67,7 +67,7 @@ class Tables:
         self.maps: list[TableMap] = []
         self.rejected: list[tuple[int, TableProblem]] = []
 
-    def choose(self, table_map: TableMap) -> Choice | None:
+    def choose(self, table_map: TableMap, at: Position) -> Choice | None:
         """Number the tables as they come."""
         self.maps.append(table_map)
         if table_map.table not in self.keys or table_map.columns is None:

@@ -154,6 +154,9 @@ class ReplicatorSettings(Section):
         " followed at once",
     )
     checkpoint_idle_s: float = Field(default=10, ge=0.1, le=3600, description="how often an idle stream's position is saved")
+    dropped_columns: Literal["keep", "drop"] = Field(
+        default="keep", description="whether a column that the source drops stays in the mirror, with the values that it had"
+    )
 
 
 class VerifySettings(Section):

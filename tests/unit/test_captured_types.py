@@ -15,6 +15,7 @@ import pytest
 from replicator.charsets import Charsets
 from replicator.items import Choice
 from replicator.plan import Plans
+from replicator.position import Position
 from replicator.tablemap import TableMap
 from replicator.typemap import Column, recognize
 from tests.binlog_writer import write_packets
@@ -31,9 +32,9 @@ class AllColumns(Tables):
 
     columns: tuple[Column, ...] = ()
 
-    def choose(self, table_map: TableMap) -> Choice | None:
+    def choose(self, table_map: TableMap, at: Position) -> Choice | None:
         """As the registry does it."""
-        chosen = super().choose(table_map)
+        chosen = super().choose(table_map, at)
         assert chosen is not None
         assert table_map.columns is not None
         self.columns = recognize(table_map.columns, KNOWN)
