@@ -68,7 +68,7 @@ def main() -> None:
     if quick:
         report.note("catch_up_vs_pg_chameleon is left out of quick runs: pg_chameleon takes too long")
     else:
-        compare_with_chameleon(report, 50_000)
+        compare_with_chameleon(report, 30_000)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     report.note(f"peak memory of this process, servers not counted: {peak:,.0f} MiB")
     report.finish()
