@@ -79,7 +79,10 @@ def _carry_out(intent: Intent, statement: Statement, source: Source, registry: R
                 registry.require_resync(target, SchemaChanged(f"the source renamed {intent.table} to this name"))
     elif intent.action == "truncate" and table is not None and table.state in LIVE:
         if table.holds(statement.position):
-            # the copy was read behind it, and of the changes up to there some may be passed over
+            # Of the changes before the copy some were replayed and some may be passed over, so that neither emptying it nor
+            # leaving it is right; one that was read as of a position holds none of them.
+            if not table.exact:
+                registry.require_resync(table, SchemaChanged("the source emptied the table before its copy was read"))
             return seq
         return applier.empty(table, statement.position, seq, statement.commit_us)
     elif intent.action == "alter" and table is not None:
