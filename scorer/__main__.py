@@ -1,4 +1,4 @@
-"""The command `scorer`: run, train, import, explain.
+"""The command `scorer`: run, train, import, explain, and the verbs of `scorer.verbs`.
 
 Owns the command line. Never holds logic of its own.
 """
@@ -18,6 +18,7 @@ from scorer.imports import import_forest, rename_features
 from scorer.models import create_models, read_model
 from scorer.schedule import catch_up, serve
 from scorer.training import train_models
+from scorer.verbs import VERBS, add_verbs, run_verb
 from warehouse.db import connect, wrap_errors
 from warehouse.migrate import require_migrations
 from warehouse.service import Progress, Stop, add_common_arguments, keep_trying, print_json, run_command
@@ -47,6 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     verb.add_argument("--entity", help="the entity column of these tables")
     verb.add_argument("--order", help="the order column of these tables")
     verb.add_argument("--function", help="make scorer.FUNCTION of the features")
+    add_verbs(add)
     verb = add("explain", "score a row and show what each feature contributes")
     verb.add_argument("model")
     verb.add_argument("subject", help='a row\'s key as JSON, {"id": 7}, or the features as JSON, [0.1, null, 3]')
@@ -141,7 +143,8 @@ def _print_result(result: dict[str, Any], *, as_json: bool) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
-    return run_command(build_parser(), {"run": run, "train": train, "import": import_model, "explain": explain}, argv)
+    own = {"run": run, "train": train, "import": import_model, "explain": explain}
+    return run_command(build_parser(), own | dict.fromkeys(VERBS, run_verb), argv)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from warehouse.db import Connection, wrap_errors
 Floats = NDArray[np.float64]
 
 BATCH_BYTES = 256 << 20
+_NEWEST = 2**63 - 1
 
 
 def score_batch(
@@ -33,6 +34,8 @@ def score_batch(
     mirrors: Sequence[Mirror],
     batch_rows: int,
     checkpoint_rows: int,
+    *,
+    old: bool = False,
 ) -> Batch:
     """Score the next rows of one source's tables in `_seq` order and commit the outcome.
 
@@ -48,6 +51,8 @@ def score_batch(
         mirrors: tables of one source that the model can score, each with a watermark.
         batch_rows: about how many rows at most; rows of one `_seq` are never torn apart.
         checkpoint_rows: rows after which a judge that follows them is saved.
+        old: take rows from before the version, which come behind the new ones. They open no incidents, because they come out of
+            order.
 
     Raises:
         WarehouseBusy: the version was retired or another scorer was at work; nothing was written.
@@ -65,9 +70,14 @@ def score_batch(
         watermarks = {row[0]: row[1:] for row in conn.execute(QUERIES["lock_watermarks"], values).fetchall()}
         if watermarks.keys() != set(names):
             return batch
-        emptied = _follow_deletes(conn, batch, values, mirrors, min(seq for _, seq in watermarks.values()))
+        emptied: set[int] = set()
+        if not old:
+            emptied = _follow_deletes(conn, batch, values, mirrors, min(row[1] for row in watermarks.values()))
         if not batch.more:
-            seqs = {f"seq_{i}": watermarks[mirror.name][0] for i, mirror in enumerate(mirrors)}
+            seqs = {}
+            for i, mirror in enumerate(mirrors):
+                seq, _, old_seq, old_until = watermarks[mirror.name]
+                seqs[f"seq_{i}"], seqs[f"until_{i}"] = (old_seq or 0, old_until or 0) if old else (seq, _NEWEST)
             frozen = tuple(map(freeze, mirrors))
             fill = compose_fill(model.features, model.entity, model.order, frozen)
             batch.rows = conn.execute(fill, values | seqs).rowcount
@@ -76,6 +86,7 @@ def score_batch(
             row = conn.execute(QUERIES["read_batch"], binary=True).fetchone()
             assert row is not None, "an aggregate yields a row"
             _, newest, committed_at, packed = row
+            values |= {"old": old}
             rows = Rows(parse_vectors(packed, len(model.features)))
             if isinstance(judge, DecisionJudge):
                 write_predictions(conn, values, judge.forest, rows.features)
@@ -86,13 +97,16 @@ def score_batch(
                 verdicts = judge.judge(rows, lambda n: _read_neighbours(conn, model, mirrors, judge, n))
                 taken = _keep_state(conn, values, judge, rows, again, checkpoint_rows)
                 emptied |= _write(conn, batch, values, model, rows.features, verdicts, again)
-            conn.execute(
-                QUERIES["advance_watermarks"], values | {"seq": newest, "deleted_seq": 0, "committed_at": committed_at}
-            )
+            if not old:
+                given = {"seq": newest, "deleted_seq": 0, "committed_at": committed_at}
+                conn.execute(QUERIES["advance_watermarks"], values | given)
+        if old:
+            conn.execute(QUERIES["advance_old"], values | {"seq": newest if batch.more else _NEWEST})
         if emptied:
             closed = conn.execute(QUERIES["close_emptied_incidents"], {"incidents": sorted(emptied)}).fetchall()
             batch.closed += [number for (number,) in closed]
-        notify(conn, model, batch)
+        if model.state == "READY":
+            notify(conn, model, batch)
     if taken and isinstance(judge, FollowingJudge):
         judge.batch += 1
         if judge.rows_since >= checkpoint_rows:
@@ -213,7 +227,9 @@ def _write(
             assert found is not None, "an aggregate yields a row"
             cleared, emptied = found
     batch.cleared += cleared
-    incidents = follow_incidents(conn, batch, values, model, verdicts)
+    incidents: list[int | None] = [None] * len(verdicts.abnormal)
+    if not values["old"]:
+        incidents = list(follow_incidents(conn, batch, values, model, verdicts))
     if len(verdicts.abnormal):
         write_anomalies(conn, values, model, rows, verdicts, incidents)
         batch.anomalies = len(verdicts.abnormal)

@@ -37,7 +37,8 @@ def compose_fill(features: tuple[str, ...], entity: str | None, order: str | Non
                 "(SELECT {relation}::text AS relation, m._seq AS seq, jsonb_build_object({key}) AS row_key,"
                 " {entity} AS entity, {order} AS order_value, {committed} AS committed_at,"
                 " ARRAY[{vector}]::float8[] AS features"
-                " FROM {table} AS m WHERE m._seq > {seq} ORDER BY m._seq FETCH FIRST %(limit)s ROWS WITH TIES)"
+                " FROM {table} AS m WHERE m._seq > {seq} AND m._seq <= {until}"
+                " ORDER BY m._seq FETCH FIRST %(limit)s ROWS WITH TIES)"
             ).format(
                 relation=sql.Literal(f"{schema}.{table}"),
                 key=key,
@@ -49,6 +50,7 @@ def compose_fill(features: tuple[str, ...], entity: str | None, order: str | Non
                 vector=vector,
                 table=sql.Identifier(schema, table),
                 seq=sql.Placeholder(f"seq_{i}"),
+                until=sql.Placeholder(f"until_{i}"),
             )
         )
     return sql.SQL(

@@ -84,14 +84,19 @@ def import_forest(
         conn.execute(QUERIES["close_retired_incidents"], values)
         conn.execute(QUERIES["add_import"], values)
         conn.execute(QUERIES["write_checkpoint"], values | {"state": forest.to_json().encode()})
-        with conn.cursor() as cursor, cursor.copy(QUERIES["copy_imported_nodes"]) as copy:
-            for number, tree in enumerate(forest.trees):
-                for node, feature in enumerate(tree.feature):
-                    head = (name, values["version"], number, node)
-                    if feature < 0:
-                        copy.write_row((*head, None, None, None, None, None, tree.values[node], tree.output + 1))
-                    else:
-                        children = tree.left[node], tree.right[node], tree.missing[node]
-                        copy.write_row((*head, feature + 1, tree.threshold[node], *children, None, None))
+        write_imported_nodes(conn, name, values["version"], forest)
         conn.execute("SELECT scorer.wake(%(model)s)", values)
     return int(values["version"])
+
+
+def write_imported_nodes(conn: Connection, name: str, version: int, forest: DecisionForest) -> None:
+    """Write the trees as rows, inside the caller's transaction."""
+    with conn.cursor() as cursor, cursor.copy(QUERIES["copy_imported_nodes"]) as copy:
+        for number, tree in enumerate(forest.trees):
+            for node, feature in enumerate(tree.feature):
+                head = (name, version, number, node)
+                if feature < 0:
+                    copy.write_row((*head, None, None, None, None, None, tree.values[node], tree.output + 1))
+                else:
+                    children = tree.left[node], tree.right[node], tree.missing[node]
+                    copy.write_row((*head, feature + 1, tree.threshold[node], *children, None, None))

@@ -22,7 +22,7 @@ from scorer.features import RobustScaler
 from scorer.forest import RandomCutForest
 from scorer.judge import FollowingJudge, PlainJudge, Rows, is_plain, make_detector
 from scorer.threshold import Threshold
-from warehouse.db import Connection, read_queries, wrap_errors
+from warehouse.db import Connection, qualified, read_queries, wrap_errors
 from warehouse.errors import SettingsError
 from warehouse.settings import ModelSettings
 
@@ -221,9 +221,15 @@ def sync_mirrors(conn: Connection, model: Model) -> list[Mirror]:
     with wrap_errors(model=model.name), conn.transaction():
         for mirror in mirrors:
             reason = check_mirror(model, mirror)
-            conn.execute(
-                QUERIES["add_watermark"], model.key | {"relation": mirror.name, "source": mirror.source, "reason": reason}
-            )
+            given = model.key | {"relation": mirror.name, "source": mirror.source, "reason": reason}
+            # A version begins with the first row of a table, unless its old rows come behind the new ones, or not at all.
+            backfill, begin = model.parameters.get("backfill", "first"), 0
+            if backfill != "first" and reason is None and conn.execute(QUERIES["has_watermark"], given).fetchone() is None:
+                newest = conn.execute(
+                    sql.SQL("SELECT coalesce(max(_seq), 0) FROM {}").format(qualified(mirror.name))
+                ).fetchone()
+                begin = newest[0] if newest else 0
+            conn.execute(QUERIES["add_watermark"], given | {"begin": begin, "behind": backfill == "behind" and begin > 0})
             if reason is None:
                 usable.append(mirror)
         conn.execute(QUERIES["mark_missing"], model.key | {"relations": [mirror.name for mirror in mirrors]})

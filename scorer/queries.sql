@@ -74,6 +74,19 @@ SELECT pg_advisory_xact_lock(hashtextextended('tailrace model ' || %(model)s, 0)
 -- name: lock_training
 SELECT FROM scorer.models WHERE name = %(model)s AND version = %(version)s AND state = 'TRAINING' FOR UPDATE;
 
+-- name: read_deployed
+SELECT version FROM scorer.models WHERE name = %(model)s AND state = 'READY';
+
+-- name: retire_shadow
+UPDATE scorer.models SET state = 'RETIRED', reason = 'version ' || %(version)s || ' took its place in the shadow', since = clock_timestamp()
+WHERE name = %(model)s AND state = 'SHADOW';
+
+-- name: begin_behind
+INSERT INTO scorer.watermarks (model, version, relation, source, seq, deleted_seq, first_seq, reason)
+SELECT model, %(version)s, relation, source, seq, deleted_seq, seq, reason
+FROM scorer.watermarks WHERE model = %(model)s AND version = %(deployed)s
+ON CONFLICT (model, version, relation) DO NOTHING;
+
 -- name: retire_other
 UPDATE scorer.models SET state = 'RETIRED', reason = 'version ' || %(version)s || ' was deployed', since = clock_timestamp()
 WHERE name = %(model)s AND state = 'READY';
@@ -84,7 +97,7 @@ WHERE model = %(model)s AND model_version <> %(version)s AND closed_at IS NULL;
 
 -- name: set_trained
 UPDATE scorer.models
-SET state = 'READY', reason = NULL, since = clock_timestamp(), threshold = %(threshold)s, threshold_rule = %(threshold_rule)s,
+SET state = %(new_state)s, reason = NULL, since = clock_timestamp(), threshold = %(threshold)s, threshold_rule = %(threshold_rule)s,
     scaler = %(scaler)s, expected_values = %(expected_values)s, rows_seen = %(rows_seen)s, training_scores = %(training_scores)s,
     trained_at = clock_timestamp(), training_ms = %(training_ms)s
 WHERE name = %(model)s AND version = %(version)s;
@@ -126,10 +139,14 @@ ON CONFLICT (model, model_version, source_table, row_key) DO UPDATE
 SET entity = excluded.entity, order_value = excluded.order_value, outputs = excluded.outputs, label = excluded.label, seq = excluded.seq,
     predicted_at = excluded.predicted_at;
 
+-- name: has_watermark
+SELECT FROM scorer.watermarks WHERE model = %(model)s AND version = %(version)s AND relation = %(relation)s;
+
 -- name: add_watermark
-INSERT INTO scorer.watermarks (model, version, relation, source, deleted_seq, reason)
+INSERT INTO scorer.watermarks (model, version, relation, source, deleted_seq, reason, seq, first_seq, old_seq, old_until)
 SELECT m.name, m.version, %(relation)s, %(source)s,
-       (SELECT coalesce(max(d.seq), 0) FROM warehouse.deleted_rows d WHERE d.source = %(source)s), %(reason)s
+       (SELECT coalesce(max(d.seq), 0) FROM warehouse.deleted_rows d WHERE d.source = %(source)s), %(reason)s,
+       %(begin)s::bigint, %(begin)s::bigint, CASE WHEN %(behind)s THEN 0 END, CASE WHEN %(behind)s THEN %(begin)s::bigint END
 FROM scorer.models m
 WHERE m.name = %(model)s AND m.version = %(version)s
   -- Looked up first, because a conflict locks the row even where nothing changes.
@@ -150,10 +167,10 @@ CREATE TEMP TABLE IF NOT EXISTS batch (
 ) ON COMMIT DELETE ROWS;
 
 -- name: lock_model
-SELECT FROM scorer.models WHERE name = %(model)s AND version = %(version)s AND state = 'READY' FOR SHARE;
+SELECT FROM scorer.models WHERE name = %(model)s AND version = %(version)s AND state IN ('READY', 'SHADOW') FOR SHARE;
 
 -- name: lock_watermarks
-SELECT relation, seq, deleted_seq FROM scorer.watermarks
+SELECT relation, seq, deleted_seq, old_seq, old_until FROM scorer.watermarks
 WHERE model = %(model)s AND version = %(version)s AND relation = ANY (%(relations)s)
 ORDER BY relation FOR UPDATE;
 
@@ -298,6 +315,16 @@ SET seq = greatest(w.seq, %(seq)s), deleted_seq = greatest(w.deleted_seq, %(dele
     rows_scored = w.rows_scored + (SELECT count(*) FROM pg_temp.batch b WHERE b.relation = w.relation)
 WHERE w.model = %(model)s AND w.version = %(version)s AND w.relation = ANY (%(relations)s);
 
+-- name: has_old
+SELECT FROM scorer.watermarks
+WHERE model = %(model)s AND version = %(version)s AND relation = ANY (%(relations)s) AND old_seq < old_until;
+
+-- name: advance_old
+UPDATE scorer.watermarks w
+SET old_seq = least(w.old_until, greatest(w.old_seq, %(seq)s)), scored_at = statement_timestamp(),
+    rows_scored = w.rows_scored + (SELECT count(*) FROM pg_temp.batch b WHERE b.relation = w.relation)
+WHERE w.model = %(model)s AND w.version = %(version)s AND w.relation = ANY (%(relations)s) AND w.old_seq < w.old_until;
+
 -- name: advance_deletes
 UPDATE scorer.watermarks SET deleted_seq = greatest(deleted_seq, %(deleted_seq)s)
 WHERE model = %(model)s AND version = %(version)s AND relation = ANY (%(relations)s);
@@ -314,11 +341,30 @@ ORDER BY id, event DESC;
 DELETE FROM scorer.scores WHERE ctid = ANY (ARRAY(
     SELECT ctid FROM scorer.scores WHERE scored_at < now() - make_interval(secs => %(seconds)s) LIMIT %(limit)s));
 
+-- name: prune_nodes
+DELETE FROM scorer.forest_nodes n USING scorer.models m
+WHERE m.name = n.model AND m.version = n.version AND m.state = 'RETIRED'
+  AND m.version < (SELECT max(k.version) FROM scorer.models k
+                   WHERE k.name = m.name AND k.state = 'RETIRED' AND k.trained_at IS NOT NULL);
+
+-- name: has_nodes
+SELECT FROM scorer.forest_nodes WHERE model = %(model)s AND version = %(version)s LIMIT 1;
+
+-- name: clear_nodes
+DELETE FROM scorer.forest_nodes WHERE model = %(model)s AND version = %(version)s;
+
+-- name: stale_nodes
+SELECT FROM scorer.forest_checkpoints c WHERE c.model = %(model)s AND c.version = %(version)s AND c.batch > c.nodes_batch;
+
+-- name: note_nodes
+UPDATE scorer.forest_checkpoints SET nodes_batch = %(batch)s, nodes_at = clock_timestamp()
+WHERE model = %(model)s AND version = %(version)s;
+
 -- name: count_untried
 SELECT count(*) FROM scorer.models WHERE state = 'TRAINING' OR (state = 'PENDING' AND reason IS NULL);
 
 -- name: read_watermarks
-SELECT model, version, relation, source, seq, deleted_seq FROM scorer.watermarks WHERE reason IS NULL;
+SELECT model, version, relation, source, seq, deleted_seq, coalesce(old_seq < old_until, false) FROM scorer.watermarks WHERE reason IS NULL;
 
 -- name: newest_delete
 SELECT coalesce(max(seq), 0) FROM warehouse.deleted_rows WHERE source = %(source)s;

@@ -100,7 +100,7 @@ def _as_columns(incidents: Sequence[Incident]) -> dict[str, Any]:
 
 
 def write_anomalies(
-    conn: Connection, values: dict[str, Any], model: Model, rows: Floats, verdicts: Verdicts, incidents: Sequence[int]
+    conn: Connection, values: dict[str, Any], model: Model, rows: Floats, verdicts: Verdicts, incidents: Sequence[int | None]
 ) -> None:
     """Write the anomalies and, for each, what every feature contributed; `rows`: features of all rows of the batch."""
     abnormal, high, low = verdicts.abnormal, verdicts.high, verdicts.low
@@ -111,7 +111,7 @@ def write_anomalies(
         "thresholds": Float8Array(verdicts.thresholds[abnormal]),
         "grades": Float8Array(verdicts.grades[abnormal]),
         "directions": directions,
-        "incidents": Int8Array(np.array(incidents, np.int64)),
+        "incidents": list(incidents),
     }
     placed = conn.execute(QUERIES["write_anomalies"], values | given).fetchall()
     ids = np.array([anomaly for _, anomaly in placed], np.int64)

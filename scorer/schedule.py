@@ -20,7 +20,8 @@ from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
 
 from scorer.errors import TrainingFailed
-from scorer.models import create_models
+from scorer.models import create_models, read_models
+from scorer.publish import publish_forests, write_missing_nodes
 from scorer.score import ModelScorer, is_caught_up, is_training, prune_scores, read_targets
 from scorer.training import train_models
 from warehouse.db import Connection, connect, take_lock, wrap_errors
@@ -98,6 +99,8 @@ def catch_up(settings: Settings, stop: Stop, progress: Progress) -> None:
             if error is not None and not isinstance(error, TrainingFailed):
                 log.warning("train", model=model.name, version=model.version, state="PENDING", reason=error.message)
         progress.note()
+        for model in read_models(conn, "READY", "SHADOW"):
+            write_missing_nodes(conn, model)
         # Versions that became READY just now have everything before them.
         targets = {**read_targets(conn), **targets}
         scorer = ModelScorer(stack.enter_context(connect(settings.warehouse, "scorer score")), settings.scorer)
@@ -165,8 +168,7 @@ class _Jobs:
             self._add("score", self._score, settings.scorer.interval_s)
             self._add("train", self._train, settings.scorer.interval_s)
             self._add("refresh", self._refresh, settings.refresh.interval_s)
-            if settings.scorer.retention_days is not None:
-                self._add("prune", self._prune, PRUNE_S)
+            self._add("prune", self._prune, PRUNE_S)
             self._scheduler.start()
             try:
                 yield self
@@ -220,5 +222,6 @@ class _Jobs:
         refresh_views(self._refresh_conn, self._settings.refresh)
 
     def _prune(self) -> None:
-        assert self._settings.scorer.retention_days is not None, "the job exists only with a retention"
-        prune_scores(self._prune_conn, self._settings.scorer.retention_days, self._stop)
+        if self._settings.scorer.retention_days is not None:
+            prune_scores(self._prune_conn, self._settings.scorer.retention_days, self._stop)
+        publish_forests(self._prune_conn)

@@ -20,6 +20,7 @@ from scorer.decisions import DecisionForest
 from scorer.imports import DecisionJudge
 from scorer.judge import FollowingJudge, PlainJudge
 from scorer.models import QUERIES, Mirror, Model, read_judge, read_models, read_state, sync_mirrors
+from scorer.publish import write_missing_nodes
 from scorer.results import Batch
 from warehouse.db import Connection, qualified, wrap_errors
 from warehouse.errors import WarehouseBusy
@@ -81,13 +82,18 @@ class ModelScorer:
                     batch = self._score(model, mirrors)
                     total += batch.rows
                     more |= batch.more
+                    # Old rows behind new ones: a batch of them whenever nothing new is left.
+                    if not batch.more and self._has_old(model, mirrors):
+                        batch = self._score(model, mirrors, old=True)
+                        total += batch.rows
+                        more = True
         return total
 
     def _read_catalog(self) -> None:
         if time.monotonic() - self._read_at < CATALOG_S:
             return
         self._models = []
-        for model in read_models(self.conn, "READY"):
+        for model in read_models(self.conn, "READY", "SHADOW"):
             sources: defaultdict[str, list[Mirror]] = defaultdict(list)
             for mirror in sync_mirrors(self.conn, model):
                 sources[mirror.source].append(mirror)
@@ -100,6 +106,7 @@ class ModelScorer:
     def _judge_of(self, model: Model) -> PlainJudge | FollowingJudge | DecisionJudge:
         key = model.name, model.version
         if key not in self._judges:
+            write_missing_nodes(self.conn, model)
             if model.kind == "imported":
                 self._judges[key] = DecisionJudge(DecisionForest.from_json(read_state(self.conn, model)[0].decode()))
             else:
@@ -108,12 +115,19 @@ class ModelScorer:
                 self._judges[key] = judge
         return self._judges[key]
 
-    def _score(self, model: Model, mirrors: list[Mirror]) -> Batch:
+    def _has_old(self, model: Model, mirrors: list[Mirror]) -> bool:
+        if model.parameters.get("backfill") != "behind":
+            return False
+        given = model.key | {"relations": [mirror.name for mirror in mirrors]}
+        with wrap_errors():
+            return self.conn.execute(QUERIES["has_old"], given).fetchone() is not None
+
+    def _score(self, model: Model, mirrors: list[Mirror], *, old: bool = False) -> Batch:
         """One batch of one source's tables."""
         started = time.perf_counter()
         for attempt in range(1, _BUSY_ATTEMPTS + 1):
             try:
-                batch = self._write(model, mirrors)
+                batch = self._write(model, mirrors, old)
                 self._changes_met = 0
                 break
             except WarehouseBusy:
@@ -141,12 +155,13 @@ class ModelScorer:
             )
         return batch
 
-    def _write(self, model: Model, mirrors: list[Mirror]) -> Batch:
+    def _write(self, model: Model, mirrors: list[Mirror], old: bool) -> Batch:
         judge = self._judge_of(model)
         if isinstance(judge, FollowingJudge):
             # Until the batch is committed it may know rows that nobody else does.
             del self._judges[model.name, model.version]
-        batch = score_batch(self.conn, model, judge, mirrors, self.settings.batch_rows, self.settings.checkpoint_rows)
+        sizes = self.settings.batch_rows, self.settings.checkpoint_rows
+        batch = score_batch(self.conn, model, judge, mirrors, *sizes, old=old)
         self._judges[model.name, model.version] = judge
         return batch
 
@@ -155,7 +170,7 @@ def read_targets(conn: Connection) -> Targets:
     """What is in the mirror now: the newest _seq and the newest deletion of every table that a READY model scores."""
     targets = {}
     with wrap_errors():
-        for model in read_models(conn, "READY"):
+        for model in read_models(conn, "READY", "SHADOW"):
             usable = {mirror.name: mirror for mirror in sync_mirrors(conn, model)}
             for name, mirror in usable.items():
                 row = conn.execute(_newest(name)).fetchone()
@@ -178,10 +193,10 @@ def is_caught_up(conn: Connection, targets: Targets) -> bool:
     """Whether everything up to the targets is scored; a version that no longer scores counts as done."""
     with wrap_errors():
         rows = conn.execute(QUERIES["read_watermarks"]).fetchall()
-    ready = {(model.name, model.version) for model in read_models(conn, "READY")}
-    for model, version, relation, _source, seq, deleted in rows:
+    ready = {(model.name, model.version) for model in read_models(conn, "READY", "SHADOW")}
+    for model, version, relation, _source, seq, deleted, has_old in rows:
         target = targets.get((model, version, relation))
-        if target is not None and (model, version) in ready and (seq < target[0] or deleted < target[1]):
+        if target is not None and (model, version) in ready and (seq < target[0] or deleted < target[1] or has_old):
             return False
     return True
 

@@ -63,6 +63,8 @@ def train_models(
     with _hold_training(conn) as held:
         if not held:
             return results
+        if name is None:
+            conn.execute("SELECT scorer.retrain_due()")
         for model in drop_superseded(conn, read_models(conn, "PENDING", "TRAINING")):
             if name is not None and model.name != name:
                 continue
@@ -272,7 +274,7 @@ def read_training_rows(conn: Connection, model: Model, types: Mapping[str, str])
 
 
 def write_trained(conn: Connection, model: Model, trained: Trained, training_ms: float) -> bool:
-    """Store what was trained and let this version score, in one transaction.
+    """Store what was trained and let this version score, or watch in the shadow of the deployed one, in one transaction.
 
     Returns:
         False where the version was dropped or changed meanwhile; then nothing is stored.
@@ -291,9 +293,15 @@ def write_trained(conn: Connection, model: Model, trained: Trained, training_ms:
         conn.execute(QUERIES["lock_for_deploy"], values)
         if conn.execute(QUERIES["lock_training"], values).rowcount != 1:
             return False
-        conn.execute(QUERIES["retire_other"], values)
-        conn.execute(QUERIES["close_retired_incidents"], values)
-        conn.execute(QUERIES["set_trained"], values)
+        deployed = conn.execute(QUERIES["read_deployed"], values).fetchone()
+        if model.parameters.get("deploy") == "shadow" and deployed is not None:
+            conn.execute(QUERIES["retire_shadow"], values)
+            conn.execute(QUERIES["begin_behind"], values | {"deployed": deployed[0]})
+            conn.execute(QUERIES["set_trained"], values | {"new_state": "SHADOW"})
+        else:
+            conn.execute(QUERIES["retire_other"], values)
+            conn.execute(QUERIES["close_retired_incidents"], values)
+            conn.execute(QUERIES["set_trained"], values | {"new_state": "READY"})
         conn.execute(QUERIES["write_checkpoint"], values)
         if trained.forest is not None:
             write_nodes(conn, model, trained.forest)
