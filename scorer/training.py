@@ -36,6 +36,7 @@ from scorer.models import (
     read_models,
     set_stage,
     set_state,
+    sync_mirrors,
 )
 from warehouse.db import Connection, lock_number, wrap_errors
 
@@ -118,6 +119,8 @@ def train_model(conn: Connection, model: Model, threads: int) -> None:
     set_stage(conn, model, "writing the forest")
     training_ms = (time.perf_counter() - started) * 1000
     if write_trained(conn, model, trained, training_ms):
+        # Now, and not when the first rows are looked for: what comes from here on is new.
+        sync_mirrors(conn, model)
         log.info(
             "train",
             model=model.name,
@@ -148,12 +151,14 @@ def _explain(model: Model) -> Iterator[None]:
 
 
 def check_relation(conn: Connection, model: Model) -> None:
-    """See that there is something to score.
+    """See that there is something to score, where the model names tables.
 
     Raises:
         TrainingWaits: no mirror table matches.
         TrainingFailed: no table that matches can be scored.
     """
+    if not model.patterns:
+        return
     mirrors = read_mirrors(conn, model)
     if not mirrors:
         raise TrainingWaits(f"waits: no mirror table matches {', '.join(model.patterns)}", model=model.name)

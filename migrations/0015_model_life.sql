@@ -113,6 +113,75 @@ END $$;
 UPDATE scorer.models SET parameters = '{"backfill": "first", "deploy": "at once", "retrain_hours": 0}'::jsonb || parameters
 WHERE kind = 'random cut forest';
 
+CREATE OR REPLACE FUNCTION scorer.create_model(
+    name text,
+    relation text,
+    training_query text,
+    features text[],
+    entity text DEFAULT NULL,
+    order_by text DEFAULT NULL,
+    parameters jsonb DEFAULT '{}'
+) RETURNS integer LANGUAGE plpgsql AS $$
+#variable_conflict use_variable
+DECLARE
+    newest scorer.models;
+    wanted scorer.models;
+    pattern text;
+    twice text;
+BEGIN
+    IF name IS NULL OR name !~ '^[a-z][a-z0-9_]{0,62}$' THEN
+        RAISE EXCEPTION 'a model cannot be called %', coalesce(quote_literal(name), 'NULL') USING ERRCODE = 'invalid_parameter_value',
+            HINT = 'Lower-case letters, digits and _, a letter first, at most 63.';
+    END IF;
+    -- Without tables the model is asked in SQL only.
+    relation := coalesce(btrim(relation), '');
+    FOREACH pattern IN ARRAY string_to_array(relation, ',') LOOP
+        IF btrim(pattern) !~ '^[^.\s]+\.[^.]+$' THEN
+            RAISE EXCEPTION 'relation: % is not schema.table', quote_literal(btrim(pattern)) USING ERRCODE = 'invalid_parameter_value',
+                HINT = 'For example: plant.asset_readings_%';
+        END IF;
+    END LOOP;
+    IF features IS NULL OR array_ndims(features) IS DISTINCT FROM 1
+       OR array_position(features, NULL) IS NOT NULL OR '' = ANY (features) THEN
+        RAISE EXCEPTION 'features must name at least one column' USING ERRCODE = 'invalid_parameter_value',
+            HINT = 'For example: ARRAY[''sensor_1'', ''sensor_2'']';
+    END IF;
+    SELECT string_agg(f, ', ') INTO twice FROM (SELECT f FROM unnest(features) f GROUP BY f HAVING count(*) > 1) doubled;
+    IF twice IS NOT NULL THEN
+        RAISE EXCEPTION 'features are named twice: %', twice USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    wanted.relation := coalesce((SELECT string_agg(btrim(p), ', ' ORDER BY n)
+                                 FROM unnest(string_to_array(relation, ',')) WITH ORDINALITY AS patterns (p, n)), '');
+    wanted.entity_column := nullif(entity, '');
+    wanted.order_column := nullif(order_by, '');
+    wanted.feature_columns := features;
+    wanted.training_query := scorer.check_training_query(training_query);
+    wanted.parameters := scorer.check_parameters(parameters);
+
+    PERFORM pg_advisory_xact_lock(hashtextextended('tailrace model ' || name, 0));
+    SELECT m.* INTO newest FROM scorer.models m WHERE m.name = name ORDER BY m.version DESC LIMIT 1;
+    IF newest.version IS NOT NULL
+       AND (newest.relation, newest.entity_column, newest.order_column, newest.feature_columns, newest.training_query, newest.parameters)
+           IS NOT DISTINCT FROM
+           (wanted.relation, wanted.entity_column, wanted.order_column, wanted.feature_columns, wanted.training_query, wanted.parameters)
+    THEN
+        IF newest.state = 'FAILED' THEN
+            PERFORM scorer.retrain(name);
+        END IF;
+        RETURN newest.version;
+    END IF;
+    INSERT INTO scorer.models (name, version, relation, entity_column, order_column, feature_columns, training_query, parameters)
+    VALUES (name, coalesce(newest.version, 0) + 1, wanted.relation, wanted.entity_column, wanted.order_column,
+            wanted.feature_columns, wanted.training_query, wanted.parameters);
+    UPDATE scorer.models m
+    SET state = 'RETIRED', reason = 'version ' || newest.version + 1 || ' replaced it before it was trained', since = clock_timestamp()
+    WHERE m.name = name AND m.version <= newest.version AND m.state IN ('PENDING', 'FAILED');
+    PERFORM scorer.wake(name);
+    RETURN coalesce(newest.version, 0) + 1;
+END $$;
+COMMENT ON FUNCTION scorer.create_model IS
+    'define a model, or a new version where the definition differs from the newest; the scorer trains it; returns the version';
+
 CREATE OR REPLACE FUNCTION scorer.retrain(name text) RETURNS integer LANGUAGE plpgsql AS $$
 #variable_conflict use_variable
 DECLARE
