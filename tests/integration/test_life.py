@@ -6,6 +6,7 @@ import numpy as np
 import psycopg
 import pytest
 
+from scorer.__main__ import main
 from scorer.publish import publish_forests
 from scorer.score import ModelScorer
 from tests.fixtures.plant import FEATURES, TRAINING_QUERY, Plant, make_readings
@@ -118,13 +119,20 @@ def test_forests_as_rows_are_there_for_versions_that_may_be_asked(plant: Plant) 
     assert plant.fetch(ask) != before
 
 
-def test_the_verbs_are_commands(plant: Plant) -> None:
+def test_the_verbs_are_commands(plant: Plant, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Create, list, show, retrain, deploy, roll back, incidents, labels, drop; refusals have their exit codes."""
 
     def ask(*arguments: str, code: int = 0) -> list[dict]:
-        done = plant.run(*arguments, "--json")
-        assert done.returncode == code, done.stderr
-        return [json.loads(line) for line in done.stdout.splitlines()]
+        capsys.readouterr()
+        # In this process, which saves its start.
+        assert main([*arguments, "--json"]) == code
+        return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+    # The log would keep this test's captured output.
+    monkeypatch.setattr("warehouse.service.configure_log", lambda *_, **__: None)
+    for name, value in plant.environment().items():
+        if name.startswith("TAILRACE__"):
+            monkeypatch.setenv(name, value)
 
     definition = ["--relation", "plant.readings_new", "--query", TRAINING_QUERY, "--features", ", ".join(FEATURES)]
     assert ask("create", "hot", *definition, "--entity", "unit", "--parameters", '{"trees": 10, "samples": 64}') == [
