@@ -12,7 +12,7 @@ from rich.markup import escape
 from warehouse.db import connect
 from warehouse.service import Stop, add_common_arguments, keep_trying, print_json, run_command
 from warehouse.settings import Settings
-from warehouse.verbs import call_verb
+from warehouse.verbs import add_bounds, call_verb, request_copy
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -36,6 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
             )
         if verb == "snapshot":
             command.add_argument("tables", nargs="+", metavar="DATABASE.TABLE")
+            add_bounds(command)
         if verb == "verify":
             command.add_argument("tables", nargs="*", metavar="DATABASE.TABLE", help="default: every table of the source")
             command.add_argument("--repair", action="store_true", help="write the source's rows again where the mirror differs")
@@ -83,7 +84,7 @@ def snapshot(args: argparse.Namespace, settings: Settings) -> None:
     """Ask for a fresh copy of tables."""
     with connect(settings.warehouse, "snapshot") as conn:
         for table in args.tables:
-            call_verb(conn, "resync", table)
+            request_copy(conn, table, args.low, args.high)
             if args.json:
                 print_json({"requested": "snapshot", "of": table})
             else:

@@ -44,7 +44,7 @@ REFUSALS = (
     psycopg.errors.ProgramLimitExceeded,
     psycopg.errors.TooManyColumns,
 )
-_ALTERED = (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn, psycopg.errors.DatatypeMismatch)
+ALTERED = (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn, psycopg.errors.DatatypeMismatch)
 
 
 class ReadAgain(TryLater):
@@ -62,7 +62,7 @@ class Applier:
 
     def __init__(self, conn: Connection, registry: Registry, identity: str) -> None:
         self.conn, self.registry, self.identity = conn, registry, identity
-        self._writer = MirrorWriter(conn, registry.name)
+        self.writer = MirrorWriter(conn, registry.name)
         self._parts = 0
         self._notified = -1
         # The planner knows nothing of a stage's rows, and would rather read a whole mirror than look up each key.
@@ -113,7 +113,7 @@ class Applier:
             with wrap_errors(position=work.batch.position):
                 if not self.is_open:
                     self.conn.execute("BEGIN")
-                    self._writer.begin()
+                    self.writer.begin()
                     self.registry.write(self.conn, work.batch.position)
                 self._parts += 1
                 reach("before_rows")
@@ -127,7 +127,7 @@ class Applier:
                     self._parts = 0
                     self._settled(whole)
             return True
-        except (*REFUSALS, *_ALTERED) as error:
+        except (*REFUSALS, *ALTERED) as error:
             problem: TableProblem = MirrorDiverged(f"a change does not fit the mirror: {_first_line(error)}")
             is_row = isinstance(error, ROW_REFUSALS)
         except TableProblem as error:
@@ -165,7 +165,7 @@ class Applier:
             work.current = self.registry.by_number[int(number)]
             rows = self._current_rows(work, work.current, np.nonzero(span == number)[0] + start)
             if len(rows):
-                self._writer.apply_table(work.current, rows, work)
+                self.writer.apply_table(work.current, rows, work)
 
     def _current_rows(self, work: Work, table: MirrorTable, rows: Rows) -> Rows:
         """Those of a table's changes that the mirror does not hold yet; none where it takes no changes."""
@@ -210,12 +210,12 @@ class Applier:
             write(start, end)
             return
         keys = work.batch.keys
-        entries = self._writer.fold(rows, work.changes, keys)
+        entries = self.writer.fold(rows, work.changes, keys)
         is_deletion = bool(work.changes["op"][start] == decode.DELETE)
-        old = self._writer.read_rows(table, np.arange(len(entries)) if is_deletion else np.zeros(1, np.int64), entries, keys)
+        old = self.writer.read_rows(table, np.arange(len(entries)) if is_deletion else np.zeros(1, np.int64), entries, keys)
         write(start, end)
         if not is_deletion:
-            new = self._writer.read_rows(table, np.array([len(entries) - 1]), entries, keys)
+            new = self.writer.read_rows(table, np.array([len(entries) - 1]), entries, keys)
             old = f'[{{"old": {old[1:-1]}, "new": {new[1:-1]}}}]'
         work.current = table
         last = work.changes[end - 1]
@@ -223,7 +223,7 @@ class Applier:
         cascades = Cascades(self.conn, self.registry.name, self.registry.children, key_object)
         for each in cascades.follow(table, "delete" if is_deletion else "update", old, seq, instant(commit_us)):
             work.derived += each.deleted + each.updated
-            self._writer.count(
+            self.writer.count(
                 each.table, -each.deleted, 0, each.updated, each.deleted, 0, each.seq, commit_us, work.batch.position
             )
 
@@ -231,7 +231,7 @@ class Applier:
         """Write what goes with the rows and commit, in one round trip; where a statement fails the server skips the rest."""
         reach("before_checkpoint")
         with self.conn.pipeline():
-            self._writer.write_counts()
+            self.writer.write_counts()
             write_changes(self.conn, self.registry.name, batch.xa, str(batch.position))
             self._write_checkpoint(batch.position, batch.seq, batch.commit_us)
             reach("after_checkpoint")
@@ -245,7 +245,7 @@ class Applier:
 
     def _roll_back(self) -> None:
         self._parts = 0
-        self._writer.forget()
+        self.writer.forget()
         if not self.conn.closed:
             with wrap_errors():
                 self.conn.rollback()
@@ -289,9 +289,9 @@ class Applier:
         with self.registry.lock:
             with wrap_errors(table=table.name), self.conn.transaction():
                 self.registry.write(self.conn, position)
-                self._writer.begin()
-                seq = self._writer.empty(table, position, seq, commit_us)
-                self._writer.write_counts()
+                self.writer.begin()
+                seq = self.writer.empty(table, position, seq, commit_us)
+                self.writer.write_counts()
                 self._write_checkpoint(position, seq, commit_us)
                 reach("truncate")
                 self.conn.execute(QUERIES["notify"], {"source": self.registry.name, "seq": seq})

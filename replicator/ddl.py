@@ -84,7 +84,15 @@ def _carry_out(intent: Intent, statement: Statement, source: Source, registry: R
             if not table.exact:
                 registry.require_resync(table, SchemaChanged("the source emptied the table before its copy was read"))
             return seq
-        return applier.empty(table, statement.position, seq, statement.commit_us)
+        seq = applier.empty(table, statement.position, seq, statement.commit_us)
+        if table.touched is not None:
+            # what was read of it before must not be written any more
+            registry.require_resync(table, SchemaChanged("the source emptied the table while it was copied"))
+        return seq
+    elif intent.action == "alter" and table is not None and table.touched is not None:
+        found = source.describe(table.name)
+        if found is None or not table.is_described_as(found):
+            registry.require_resync(table, SchemaChanged("the source's table was altered while it was copied"))
     elif intent.action == "alter" and table is not None:
         return follow_alter(statement, table, source, registry, applier, seq)
     elif intent.action == "alter rows" and table is not None and table.state in LIVE:

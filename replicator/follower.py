@@ -5,6 +5,7 @@ Owns the position that is applied, the last _seq, and when both are saved. Rows 
 
 from __future__ import annotations
 
+import threading
 import time
 from contextlib import nullcontext
 
@@ -13,6 +14,7 @@ import structlog
 from replicator.apply import Applier
 from replicator.changes import Batch
 from replicator.checkpoint import write_head
+from replicator.copies import Copies
 from replicator.ddl import follow_statement
 from replicator.items import Item, Statement
 from replicator.lineage import is_whole_head
@@ -26,10 +28,14 @@ from replicator.stream import Stream
 from replicator.watch import Watch
 from warehouse.db import Connection, wrap_errors
 from warehouse.service import Progress, Stop
+from warehouse.settings import Settings
 
 log = structlog.get_logger()
 
 REPORT_S = 10
+# So long after a batch the stream counts as busy.
+BUSY_S = 0.5
+COPIED = frozenset({"Snapshotting", "Synced", "ResyncRequired"})
 HEAD_S = 10
 
 
@@ -38,7 +44,7 @@ class Follower:
 
     def __init__(
         self, source: Source, conn: Connection, registry: Registry, applier: Applier, position: Position, seq: int, stop: Stop,
-        progress: Progress,
+        progress: Progress, settings: Settings,
     ) -> None:  # fmt: skip
         self.source, self.conn, self.registry, self.applier = source, conn, registry, applier
         self.position, self.seq, self.stop, self.progress = position, seq, stop, progress
@@ -48,6 +54,9 @@ class Follower:
         self._commit_us: int | None = None
         self._heard_noted_at = self._reported_at = 0.0
         self._rows = self._transactions = 0
+        self.wake = threading.Event()
+        self.copies = Copies(source, settings, registry, applier, self.wake)
+        self._busy_until = self._lag_ms = 0.0
         self._stream: Stream | None = None
         self._ahead: Prefetch | None = None
 
@@ -78,6 +87,24 @@ class Follower:
         if (save and not self.saved) or dirty:
             self.save()
         self.copy_requested()
+        self.copies.note(self.seq, self.position)
+
+    def copy_on(self) -> None:
+        """Write some of what is copied beside the stream."""
+        if not self.copies.is_active or self.applier.is_open:
+            return
+        is_busy = time.monotonic() < self._busy_until
+        self.seq = self.copies.write_next(self.seq, is_busy=is_busy, lag_ms=self._lag_ms if is_busy else 0.0)
+        self.progress.note()
+        if any(table.dirty or self._is_whole(table) for table in self.registry.by_number):
+            self.save()
+            self.copy_requested()
+
+    def is_caught_up(self, target: Position) -> bool:
+        """Whether everything up to a position is applied, and every copy that is due is whole."""
+        if self.copies.is_active or self.applier.is_open or not self.position.covers(target):
+            return False
+        return not any(table.resync or table.consistent_from for table in self.registry.by_number if table.state in COPIED)
 
     def _apply(self, batch: Batch) -> None:
         started = time.monotonic()
@@ -96,9 +123,11 @@ class Follower:
         )
         self._rows += len(batch.changes)
         self._transactions += len(batch.transactions)
+        self._busy_until = time.monotonic() + BUSY_S
+        self._lag_ms = 1000 * time.time() - batch.commit_us / 1000
         batch.release()
         if started - self._reported_at > REPORT_S:
-            lag_ms = round(1000 * time.time() - batch.commit_us / 1000, 1)
+            lag_ms = round(self._lag_ms, 1)
             log.info("streaming", rows=self._rows, transactions=self._transactions, lag_ms=lag_ms, position=str(batch.position))
             self._reported_at, self._rows, self._transactions = started, 0, 0
 
@@ -134,27 +163,46 @@ class Follower:
         self.progress.note()
 
     def copy_requested(self) -> None:
-        """Copy the tables for which that was asked, one after another; the stream waits meanwhile.
+        """Begin the copies that are due: beside the stream where that can be, else at once, and the stream waits.
 
         What the stream decoded before was committed before the copy began, so a copied table may miss it; what it decodes
         after is decoded for the tables as they are then.
         """
-        if not any(table.resync for table in self.registry.by_number):
+        if not any(self._is_due(table) for table in self.registry.by_number):
             return
         with nullcontext() if self._ahead is None else self._ahead.hold():
             self.registry.read_foreign_keys()
             with wrap_errors():
                 self.registry.refuse_taken(self.conn)
-            groups = self.registry.families([table for table in self.registry.by_number if table.resync])
+            groups = self.registry.families([table for table in self.registry.by_number if self._is_due(table)])
             for tables in groups:
-                self.seq = copy_tables(self.conn, self.source, self.registry, tables, self.seq, self.stop)
+                if len(tables) > 1 or tables[0].foreign_keys or not self.copies.begin(tables[0], self.seq, self.position):
+                    for table in tables:
+                        self.copies.cancel(table)
+                    self.seq = copy_tables(self.conn, self.source, self.registry, tables, self.seq, self.stop)
                 self.progress.note()
             wanted = [table for tables in groups for table in tables]
+            for table in wanted:
+                table.copy_after = None
             if self._stream is not None:
                 first_plan = self._stream.renew_choices()
                 for table in wanted:
                     table.first_plan = first_plan
+                place, is_inside = self._stream.decoded_to()
+                self.copies.wait_for(wanted, place, is_inside=is_inside)
         self.save()
+
+    def _is_due(self, table: MirrorTable) -> bool:
+        """Whether a table is to be copied now.
+
+        Where the source's table is another one than the stream's, that is once the stream is past what made it so: rows
+        from before would not fit the copy, and make it begin again.
+        """
+        if not table.resync or table.state != "ResyncRequired" or self._stream is None:
+            return table.resync
+        if table.copy_after is None:
+            table.copy_after = self.source.position()
+        return self.position.covers(table.copy_after)
 
     def _take_statement(self, statement: Statement) -> None:
         self.position, self._commit_us, self.saved = statement.position, statement.commit_us, False

@@ -17,7 +17,7 @@ from replicator.changes import ChangeBuffer
 from replicator.errors import SchemaChanged, SourceUnavailable
 from replicator.key_order import Key, KeyOrder
 from replicator.plan import Plans
-from replicator.position import GtidSet, Position, file_number
+from replicator.position import GtidSet, MariaDbGtids, Position
 from replicator.result import PreparedSelect, ResultReader, as_selected, limit_parameter, quote_table, select_list
 from replicator.source import Source, SourceTable, wrap_errors
 
@@ -157,7 +157,7 @@ class RangeReader(ResultReader):
             SourceUnavailable: it takes too long.
         """
         deadline = time.monotonic() + _LONGEST_WAIT_S
-        while not self._sees(position, noted_at):
+        while not self._sees(position, noted_at) and not self._should_stop():
             if time.monotonic() > deadline:
                 raise SourceUnavailable("the source does not show what is in its binlog", position=position)
             time.sleep(_LOOK_S)
@@ -170,7 +170,9 @@ class RangeReader(ResultReader):
                 cursor.execute("SHOW STATUS LIKE 'binlog_snapshot_%'")
                 found = {str(name).lower(): value for name, value in cursor.fetchall()}
             file, pos = _text(found["binlog_snapshot_file"]), int(_text(found["binlog_snapshot_position"]))
-            return (file_number(file), pos) >= (file_number(position.file), position.pos)
+            stands = self._source.query("SELECT BINLOG_GTID_POS(%s, %s)", (file, pos))[0][0]
+            # NULL: the file was rotated away in this moment
+            return stands is not None and Position(file, pos, MariaDbGtids.parse(str(stands))).covers(position)
         if isinstance(position.gtids, GtidSet):
             executed = GtidSet.parse(str(self._source.query("SELECT @@global.gtid_executed")[0][0]))
             return executed.covers(position.gtids)

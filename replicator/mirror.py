@@ -7,14 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from psycopg import sql
 
 from replicator.cascades import ForeignKey
 from replicator.position import Position
+from replicator.touched import Touched
 from replicator.typemap import ROW_HASH, Column
 from warehouse.db import read_queries
+
+if TYPE_CHECKING:
+    from replicator.source import SourceTable
 
 State = Literal["Snapshotting", "Synced", "Failed", "ResyncRequired", "DroppedSource", "Removed"]
 QUERIES = read_queries("replicator")
@@ -37,6 +41,8 @@ class MirrorTable:
         foreign_keys: those through which other tables' changes change this one without a trace in the binlog.
         exact: the snapshot was read as of consistent_from, so that changes up to there are left out instead.
         resync: a copy was asked for.
+        copy_after: the copy that is due waits until the stream is here, past what it could not be read before.
+        touched: what the stream changes while a copy runs beside it; None where none does.
         first_plan: changes decoded by older plans were committed before the last copy began, which brought what they left.
             Applying some of them late, and not those that were passed over meanwhile, would bring back old values.
         copied_after: the last copy began behind this position, so it holds what an ALTER before it did.
@@ -54,6 +60,8 @@ class MirrorTable:
     exact: bool = False
     foreign_keys: list[ForeignKey] = field(default_factory=list)
     resync: bool = False
+    copy_after: Position | None = None
+    touched: Touched | None = field(default=None, repr=False)
     first_plan: int = 0
     copied_after: Position | None = None
     dirty: bool = field(default=False, repr=False)
@@ -94,6 +102,14 @@ class MirrorTable:
             return False
         since = self.consistent_from if self.exact else self.copied_after
         return since is not None and since.covers(at)
+
+    def describe_as(self, found: SourceTable) -> None:
+        """Take the columns and the key that the source has now."""
+        self.columns, self.key = describe_columns(found.columns), [found.columns[i].name for i in found.key]
+
+    def is_described_as(self, found: SourceTable) -> bool:
+        """Whether columns and key are those that the source has now."""
+        return self.columns == describe_columns(found.columns) and self.key == [found.columns[i].name for i in found.key]
 
     def is_as_described(self, columns: Sequence[Column], key: Sequence[int]) -> bool:
         """Whether the source describes the table as it is known here: columns, types and key."""

@@ -166,6 +166,11 @@ class Position:
             last = f"{runs[-1][0]}{joint}{runs[-1][2]}"
         return replace(self, file=file, pos=pos, gtids=self.gtids.add(runs), last=last)
 
+    @property
+    def place(self) -> tuple[int, int]:
+        """File and offset, for comparing places on one server."""
+        return file_number(self.file), self.pos
+
     def __str__(self) -> str:
         place = f"{self.file}:{self.pos}"
         return place if self.gtids is None else f"{place} {self.gtids}".rstrip()

@@ -22,10 +22,12 @@ class Prefetch:
 
     Args:
         stream: read by this object's thread only, from now on.
+        wake: set whenever there is an item; others may set it too.
     """
 
-    def __init__(self, stream: Stream) -> None:
-        self._stream = stream
+    def __init__(self, stream: Stream, wake: threading.Event) -> None:
+        self._stream, self._wake = stream, wake
+        self._is_awaited = False
         self._items: queue.Queue[Item | BaseException] = queue.Queue(maxsize=_AHEAD)
         self._turn = threading.Lock()
         self._resume = threading.Event()
@@ -33,15 +35,25 @@ class Prefetch:
         self._thread = threading.Thread(target=self._read, name="tailrace stream", daemon=True)
         self._thread.start()
 
-    def items(self) -> Iterator[Item]:
-        """The stream's items; raises what reading the stream raised."""
-        while True:
-            item = self._items.get()
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-            if isinstance(item, Statement):
-                self._resume.set()
+    def poll(self, timeout_s: float) -> Item | None:
+        """The stream's next item; None where none came in time, or something else woke the caller.
+
+        Whoever asks again is done with the item before. Raises what reading the stream raised.
+        """
+        if self._is_awaited:
+            self._is_awaited = False
+            self._resume.set()
+        if timeout_s and self._items.empty():
+            self._wake.wait(timeout_s)
+        self._wake.clear()
+        try:
+            item = self._items.get_nowait()
+        except queue.Empty:
+            return None
+        if isinstance(item, BaseException):
+            raise item
+        self._is_awaited = isinstance(item, Statement)
+        return item
 
     @contextmanager
     def hold(self) -> Iterator[None]:
@@ -74,6 +86,7 @@ class Prefetch:
                 if isinstance(item, Idle) and not self._items.empty():
                     continue
                 self._items.put(item)
+                self._wake.set()
                 if isinstance(item, Statement):
                     # What follows must be decoded with the tables as the statement leaves them.
                     self._resume.wait()
@@ -81,3 +94,4 @@ class Prefetch:
         except BaseException as error:  # noqa: BLE001 - it is raised where the items are taken
             if not self._closing:
                 self._items.put(error)
+                self._wake.set()

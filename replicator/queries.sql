@@ -211,3 +211,47 @@ UPDATE warehouse.tables SET rows = rows + %(rows)s, seq = greatest(seq, %(seq)s)
 -- name: list_held
 SELECT id, source, table_name, position, operation, reason, state, octet_length(raw), set_aside_at::text
 FROM warehouse.quarantine WHERE state IN ('Held', 'RetryRequested') ORDER BY id
+
+-- name: read_copies
+SELECT c.table_name, c.base_seq, c.low, c.high, c.ranges, c.rows_done, c.rows_estimate
+FROM warehouse.table_copies c JOIN warehouse.tables t USING (source, table_name)
+WHERE c.source = %(source)s AND t.state = 'Snapshotting' AND t.consistent_from IS NULL AND NOT t.resync_requested
+
+-- name: begin_copy
+WITH begun AS (
+    UPDATE warehouse.tables SET resync_requested = false, resync_low = NULL, resync_high = NULL, consistent_from = NULL,
+        consistent_copy = false, rows = CASE WHEN %(is_filled)s THEN rows ELSE 0 END
+    WHERE source = %(source)s AND table_name = %(table)s
+)
+INSERT INTO warehouse.table_copies (source, table_name, base_seq, is_filled, low, high, ranges, rows_done, rows_estimate)
+VALUES (%(source)s, %(table)s, %(base_seq)s, %(is_filled)s, %(low)s, %(high)s, %(ranges)s, 0, %(rows_estimate)s)
+ON CONFLICT (source, table_name) DO UPDATE SET
+    base_seq = EXCLUDED.base_seq, is_filled = EXCLUDED.is_filled, low = EXCLUDED.low, high = EXCLUDED.high,
+    ranges = EXCLUDED.ranges, rows_done = 0, rows_estimate = EXCLUDED.rows_estimate, rows_per_s = NULL, waits_for = NULL,
+    began_at = clock_timestamp(), noted_at = clock_timestamp()
+
+-- name: note_copy
+UPDATE warehouse.table_copies
+SET ranges = %(ranges)s, rows_done = %(rows_done)s, rows_estimate = %(rows_estimate)s, rows_per_s = %(rows_per_s)s,
+    waits_for = %(waits_for)s, noted_at = clock_timestamp()
+WHERE source = %(source)s AND table_name = %(table)s
+
+-- name: count_copied
+UPDATE warehouse.tables
+SET rows = rows + %(rows)s, inserted = inserted + %(inserted)s, raw_rows = raw_rows + %(raw_rows)s, seq = %(seq)s
+WHERE source = %(source)s AND table_name = %(table)s
+
+-- name: end_copy
+WITH obsolete AS (
+    UPDATE warehouse.quarantine SET state = 'Skipped', reason = reason || ' (the table was copied afresh since)'
+    WHERE %(is_whole)s AND source = %(source)s AND table_name = %(table)s AND state IN ('Held', 'RetryRequested')
+)
+UPDATE warehouse.tables
+SET rows = rows + %(drift)s, seq = greatest(seq, %(seq)s), consistent_from = %(consistent_from)s, position = %(consistent_from)s
+WHERE source = %(source)s AND table_name = %(table)s
+
+-- name: forget_copy
+DELETE FROM warehouse.table_copies WHERE source = %(source)s AND table_name = %(table)s
+
+-- name: read_range
+SELECT resync_low, resync_high FROM warehouse.tables WHERE source = %(source)s AND table_name = %(table)s

@@ -18,6 +18,7 @@ from replicator.checkpoint import begin, begin_anew, hold_tables, read_checkpoin
 from replicator.errors import PositionLost, UnsupportedEvent
 from replicator.follower import Follower
 from replicator.mirror import QUERIES
+from replicator.packets import TICK_S
 from replicator.position import Position
 from replicator.prefetch import Prefetch
 from replicator.prepared import read_prepared
@@ -145,8 +146,11 @@ class Replication:
         registry.load(conn)
         applier = Applier(conn, registry, source.identity())
         target = source.position() if self.until_caught_up else None
-        state = Follower(source, conn, registry, applier, checkpoint.position, checkpoint.seq, self.stop, progress)
+        state = Follower(
+            source, conn, registry, applier, checkpoint.position, checkpoint.seq, self.stop, progress, self.settings
+        )
         try:
+            state.copies.resume()
             if self._read_requests(conn).pause:
                 # Asked for before the start, perhaps of another run.
                 outcome = self._pause(state)
@@ -156,13 +160,12 @@ class Replication:
                 with wrap_errors():
                     conn.execute(QUERIES["set_source_state"], self._state("Snapshotting"))
             state.copy_requested()
-            if target is not None:
-                # What was copied is only whole once the stream has passed the end of the copy.
-                target = source.position()
             outcome = self._follow(state, target)
         except Interrupted:
             log.info("stopped while copying", source=self.name)
             outcome = "done"
+        finally:
+            state.copies.close()
         if outcome == "done":
             with wrap_errors():
                 conn.execute(QUERIES["set_source_state"], self._state("Stopped"))
@@ -205,7 +208,7 @@ class Replication:
         stream = Stream(
             work.source, self.settings.replicator, work.position, work.seq, work.registry, prepared, skipped
         )  # fmt: skip
-        ahead = Prefetch(stream)
+        ahead = Prefetch(stream, work.wake)
         work.follow(stream, ahead)
         verifier = None if self.until_caught_up else Verifier(self.settings, work.registry, work.watch)
         log.info("streaming", source=self.name, position=str(work.position))
@@ -215,15 +218,19 @@ class Replication:
                 work.conn.execute(QUERIES["set_source_state"], self._state("Streaming"))
             saved_at = asked_at = time.monotonic()
             work.note_head(saved_at)
-            for item in ahead.items():
+            work.copies.note(work.seq, work.position)
+            while True:
+                item = ahead.poll(0 if work.copies.has_work else TICK_S)
                 now = time.monotonic()
-                work.note_head(now)
-                work.take(item, save=now - saved_at > self.settings.replicator.checkpoint_idle_s or target is not None)
+                if item is not None:
+                    work.note_head(now)
+                    work.take(item, save=now - saved_at > self.settings.replicator.checkpoint_idle_s or target is not None)
+                work.copy_on()
                 if work.saved:
                     saved_at = now
                 if self.stop.requested:
                     break
-                if target is not None and work.position.covers(target):
+                if target is not None and work.is_caught_up(target):
                     break
                 if (now - asked_at > REQUESTS_S or work.watch.has_repairs) and not work.applier.is_open:
                     asked_at = now
@@ -282,6 +289,7 @@ class Replication:
 
     def _pause(self, work: Follower) -> Outcome:
         """Hold still until somebody resumes; the source has given up on the stream by then."""
+        work.copies.close()
         work.save()
         with wrap_errors():
             work.conn.execute(QUERIES["set_source_state"], self._state("Paused", "asked for by warehouse.pause"))

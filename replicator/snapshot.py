@@ -18,13 +18,13 @@ from replicator.apply import REFUSALS
 from replicator.copy_binary import COPY_HEADER, COPY_TRAILER, copy_statement
 from replicator.crash import reach
 from replicator.errors import LockRefused, SchemaChanged, SourceUnavailable, TableProblem
-from replicator.mirror import LIVE, QUERIES, MirrorTable, describe_columns, key_object
+from replicator.mirror import LIVE, QUERIES, MirrorTable, key_object
 from replicator.mirror_ddl import create_mirror, fit_mirror, has_same_key
 from replicator.multiset import keep_rows, record_vanished_rows
 from replicator.read_view import ReadView
 from replicator.result import ResultReader
 from replicator.schema import Registry
-from replicator.source import Source
+from replicator.source import Source, SourceTable
 from warehouse.db import Connection
 from warehouse.db import wrap_errors as wrap_warehouse_errors
 from warehouse.service import Stop
@@ -58,18 +58,10 @@ def copy_table(
     """
     started = time.monotonic()
     before = source.position()
-    found = source.describe(table.name)
+    found = describe_again(conn, source, registry, table)
     if found is None:
-        _drop_request(conn, registry, table)
-        registry.set_state(table, "DroppedSource", "the source has no such table")
         return seq
-    problem = registry.find_problem(found)
-    if problem is not None:
-        _drop_request(conn, registry, table)
-        table.columns, table.key = describe_columns(found.columns), [found.columns[i].name for i in found.key]
-        registry.reject(table.number, problem)
-        return seq
-    table.columns, table.key = describe_columns(found.columns), [found.columns[i].name for i in found.key]
+    table.describe_as(found)
     table.consistent_from = None
     registry.set_state(table, "Snapshotting")
     with wrap_warehouse_errors(table=table.name), conn.transaction():
@@ -114,14 +106,14 @@ def copy_table(
             cursor.execute(QUERIES["write_seq"], {"source": registry.name, "seq": last_seq})
             cursor.execute(QUERIES["notify"], {"source": registry.name, "seq": last_seq})
     except REFUSALS as error:
-        _drop_request(conn, registry, table)
+        drop_request(conn, registry, table)
         hint = "Mend the cause (a view of your own may hold a column's type), then resync the table."
         registry.reject(
             table.number, CopyRefused(f"Postgres refused the copy: {str(error).strip().splitlines()[0]}", hint=hint)
         )
         return seq
     except TableProblem as error:
-        _drop_request(conn, registry, table)
+        drop_request(conn, registry, table)
         registry.reject(table.number, error)
         return seq
     finally:
@@ -133,6 +125,22 @@ def copy_table(
     table.copied_after = before
     log.info("table copied", table=table.name, rows=rows, duration_s=round(time.monotonic() - started, 3))
     return last_seq
+
+
+def describe_again(conn: Connection, source: Source, registry: Registry, table: MirrorTable) -> SourceTable | None:
+    """The table as the source has it now; None where it cannot be copied, which its state then says."""
+    found = source.describe(table.name)
+    if found is None:
+        drop_request(conn, registry, table)
+        registry.set_state(table, "DroppedSource", "the source has no such table")
+        return None
+    problem = registry.find_problem(found)
+    if problem is not None:
+        drop_request(conn, registry, table)
+        table.describe_as(found)
+        registry.reject(table.number, problem)
+        return None
+    return found
 
 
 def copy_tables(
@@ -157,7 +165,7 @@ def copy_tables(
         if lost is None:
             left.append(table)
         else:
-            _drop_request(conn, registry, table)
+            drop_request(conn, registry, table)
             registry.reject(table.number, lost)
     seq = _copy_together(conn, source, registry, left, seq, stop)
     registry.reject_orphans()
@@ -173,7 +181,7 @@ def _copy_together(conn: Connection, source: Source, registry: Registry, left: l
         except LockRefused as problem:
             for table in left:
                 if table.foreign_keys:
-                    _drop_request(conn, registry, table)
+                    drop_request(conn, registry, table)
                     registry.reject(table.number, problem)
                 else:
                     seq = copy_table(conn, source, registry, table, seq, stop)
@@ -199,7 +207,7 @@ def _is_lockable(source: Source, table: MirrorTable) -> bool:
     return found is not None and found.table_type == "BASE TABLE"
 
 
-def _drop_request(conn: Connection, registry: Registry, table: MirrorTable) -> None:
+def drop_request(conn: Connection, registry: Registry, table: MirrorTable) -> None:
     """Take a request back that cannot be met, so that it is not tried again and again."""
     table.resync = False
     with wrap_warehouse_errors(table=table.name):

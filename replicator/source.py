@@ -102,6 +102,12 @@ class Source:
             self.close()
             self.server = server
 
+    def another(self) -> Source:
+        """The same server over a connection of its own, for another thread."""
+        other = Source(self.settings, self.reader)
+        other.server = self.server
+        return other
+
     @property
     def replica_uuid(self) -> str:
         """The same for every run of one replicator, so that the server ends what is left of a former connection of it."""

@@ -24,7 +24,7 @@ from replicator.items import Chooser, Idle, Item, Statement
 from replicator.packets import TICK_S, PacketBuffer
 from replicator.payload import UNPACKED, open_event
 from replicator.plan import Plans
-from replicator.position import Position
+from replicator.position import Position, file_number
 from replicator.rare import RareEvents
 from replicator.source import Source, error_for
 from replicator.statements import first_word, is_control, is_dml
@@ -310,6 +310,12 @@ class Stream(RareEvents):
             event_type=int(state[decode.EVENT_TYPE]),
             position=self._place(),
         )
+
+    def decoded_to(self) -> tuple[tuple[int, int], bool]:
+        """The place in the binlog up to which events were looked at, and whether that is inside a transaction."""
+        state = self._state
+        is_inside = bool(state[decode.IN_TRANSACTION] or state[decode.PENDING] or self._outer)
+        return (file_number(self._files[int(state[decode.FILE])]), int(state[decode.LOG_POS])), is_inside
 
     def _place(self) -> str:
         return f"{self._files[int(self._state[decode.FILE])]}:{int(self._state[decode.LOG_POS])}"

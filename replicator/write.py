@@ -82,8 +82,10 @@ class MirrorWriter:
             removed, images = 0, rows
         else:
             entries = self.fold(rows, changes, keys)
+            if table.touched is not None:
+                table.touched.add(entries, keys, int(changes["seq"][rows[-1]]))
             touched = np.nonzero((entries["fresh"] == 0) | table.overlaps)[0]
-            removed = self._delete_keys(table, touched, entries, keys) if len(touched) else 0
+            removed = self.delete_keys(table, touched, entries, keys) if len(touched) else 0
             images = np.sort(entries["last"][entries["last"] >= 0])
         if len(images) and table.key:
             self._copy(table, images, changes, work.out)
@@ -118,7 +120,7 @@ class MirrorWriter:
         buckets = np.full(1 << (4 * len(rows) - 1).bit_length(), -1, np.int64)
         return entries[: decode.fold(rows, changes, keys, entries, buckets)]
 
-    def _delete_keys(self, table: MirrorTable, touched: Rows, entries: NDArray[np.void], keys: NDArray[np.uint8]) -> int:
+    def delete_keys(self, table: MirrorTable, touched: Rows, entries: NDArray[np.void], keys: NDArray[np.uint8]) -> int:
         """Delete the rows with these keys and record those that do not come back; how many rows were there."""
         stage = self._stage(table)
         target = np.empty(int(entries["key_bytes"][touched].sum()) + 64 * len(touched), np.uint8)

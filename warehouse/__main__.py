@@ -16,7 +16,7 @@ from warehouse.refresh import Refreshed, refresh_views
 from warehouse.service import Progress, Stop, add_common_arguments, keep_trying, print_json, run_command
 from warehouse.settings import Settings
 from warehouse.status import read_status, show_status
-from warehouse.verbs import call_verb
+from warehouse.verbs import add_bounds, call_verb, request_copy
 from warehouse.views import ViewFailed
 
 
@@ -54,6 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     verb = add("resync", "copy a table afresh from its source")
     verb.add_argument("table", metavar="TABLE", help="database.table")
+    add_bounds(verb)
 
     verb = add("resync-source", "begin anew at a source's present position, and copy its tables afresh")
     verb.add_argument("source", nargs="?", metavar="SOURCE", help="default: source.name of the settings")
@@ -169,7 +170,10 @@ def run_request(args: argparse.Namespace, settings: Settings) -> None:
     """Call the SQL function of the same name: pause, resume, resync."""
     argument = args.table if args.verb == "resync" else args.source or settings.source.name
     with connect(settings.warehouse, args.verb) as conn:
-        call_verb(conn, args.verb, argument)
+        if args.verb == "resync":
+            request_copy(conn, args.table, args.low, args.high)
+        else:
+            call_verb(conn, args.verb, argument)
     if args.json:
         print_json({"requested": args.verb, "of": argument})
     else:

@@ -157,6 +157,22 @@ class ReplicatorSettings(Section):
     dropped_columns: Literal["keep", "drop"] = Field(
         default="keep", description="whether a column that the source drops stays in the mirror, with the values that it had"
     )
+    snapshot_readers: int = Field(default=2, ge=1, le=32, description="how many ranges of source tables are read at once")
+    snapshot_page_rows: int = Field(
+        default=50_000, ge=1, le=10_000_000, description="the most rows of one SELECT of a copy; fewer where it takes long"
+    )
+    snapshot_slice_rows: int = Field(
+        default=2_000, ge=1, le=1_000_000, description="so many copied rows are written at once while the stream is busy"
+    )
+    snapshot_max_rows_per_s: float | None = Field(
+        default=None, gt=0, description="copies read no faster; none: as fast as they can"
+    )
+    snapshot_max_threads_running: int | None = Field(
+        default=None, ge=1, description="copies wait while more threads than these run at the source; none: they never do"
+    )
+    snapshot_max_lag_ms: float = Field(
+        default=5_000, gt=0, description="while the stream is further behind, copies are written only now and then"
+    )
 
 
 class VerifySettings(Section):

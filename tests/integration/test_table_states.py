@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-import replicator.follower
+from replicator.copies import Copies
 from replicator.errors import SourceUnavailable, UnsupportedEvent
 from tests.fixtures.pipeline import SOURCE, Pipeline
 
@@ -141,11 +141,11 @@ def test_copy_that_is_due_survives_a_crash(pipeline: Pipeline, monkeypatch: pyte
     pipeline.catch_up()
     pipeline.source.execute(statement)
 
-    def crash(*_: Any) -> int:
+    def crash(*_: Any) -> bool:
         raise SourceUnavailable("the test ends the run here")
 
     with monkeypatch.context() as patch, pytest.raises(SourceUnavailable):
-        patch.setattr(replicator.follower, "copy_tables", crash)
+        patch.setattr(Copies, "begin", crash)
         pipeline.catch_up()
     pipeline.catch_up()
     pipeline.assert_equal("t")

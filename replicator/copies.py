@@ -1,0 +1,398 @@
+"""Copies that run beside the stream: begun, written slice by slice between its batches, and ended.
+
+Owns the writer's half, on the connection that holds the lock; reading is in copy_reader.py, what is kept in copy_plan.py.
+Why the outcome is exact is in docs/architecture.md, "Copies without locks".
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from typing import Any
+
+import psycopg
+import structlog
+from psycopg import sql
+
+from replicator.apply import ALTERED, REFUSALS, Applier
+from replicator.copy_plan import Bound, TableCopy, plan_copy, read_copies
+from replicator.copy_reader import Anchor, Pages, RangeDone, RangeFailed, Readers, Slice
+from replicator.copy_write import sweep, write_slices
+from replicator.crash import reach
+from replicator.errors import SchemaChanged, SourceUnavailable, TableProblem
+from replicator.key_order import KeyOrder, NotAKey
+from replicator.mirror import QUERIES, MirrorTable
+from replicator.mirror_ddl import create_mirror, fit_mirror, has_same_key
+from replicator.position import Position
+from replicator.schema import Registry
+from replicator.snapshot import CopyRefused, describe_again, drop_request
+from replicator.source import Source, SourceTable
+from replicator.write import MirrorDiverged
+from warehouse.db import wrap_errors
+from warehouse.settings import Settings
+
+log = structlog.get_logger()
+
+# How long one write may take: while the stream brings changes, and while it is idle.
+_BUSY_S, _IDLE_S = 0.006, 0.03
+_LAGGING_S = 1.0
+_NOTE_S, _REPORT_S = 1, 5
+_FAILURES = 5
+
+Place = tuple[int, int]
+
+
+class Copies:
+    """The copies of one source.
+
+    Args:
+        source: where the stream is read, too. settings: all. registry, applier: the stream's.
+        wake: set whenever there is something to write.
+    """
+
+    def __init__(self, source: Source, settings: Settings, registry: Registry, applier: Applier, wake: threading.Event) -> None:
+        self._source, self._settings, self._registry, self._applier = source, settings, registry, applier
+        self._conn, self._wake = applier.conn, wake
+        self._copies: dict[str, TableCopy] = {}
+        self._waiting: list[TableCopy] = []
+        self._places: dict[str, tuple[Place, bool] | None] = {}
+        self._held: Slice | RangeDone | RangeFailed | None = None
+        self._pages: Pages | None = None
+        self._readers: Readers | None = None
+        self._rows_per_s = 100_000.0
+        self._wrote_at = self._noted_at = self._reported_at = 0.0
+
+    @property
+    def is_active(self) -> bool:
+        """True while anything is being copied."""
+        return bool(self._copies)
+
+    @property
+    def has_work(self) -> bool:
+        """True where something waits to be written, or a copy to be ended."""
+        if self._held is not None or (self._readers is not None and not self._readers.found.empty()):
+            return True
+        return self._find_read() is not None
+
+    def runs(self, table: MirrorTable) -> bool:
+        """Whether a table is being copied."""
+        return table.name in self._copies
+
+    def close(self) -> None:
+        """End the threads; what is written stays, and the next run goes on from there."""
+        for copy in self._copies.values():
+            copy.is_cancelled = True
+        if self._readers is not None:
+            self._readers.close()
+        self._readers, self._held = None, None
+
+    # ------------------------------------------------------------------------------------------------ beginning
+    def resume(self) -> None:
+        """Take up what an earlier run has begun; other tables whose copy came to no end are to be copied afresh."""
+        with wrap_errors():
+            found = read_copies(self._conn, self._source, self._registry.name, self._registry.tables)
+        for copy in found:
+            table = copy.table
+            if table.state != "Snapshotting" or table.consistent_from is not None:
+                table.touched = None
+                continue
+            table.resync, table.exact = False, False
+            if all(part.done for part in copy.ranges):
+                copy.ranges[0].done = False
+            self._add(copy)
+            log.info("copy goes on", table=table.name, rows=copy.rows_done, of=copy.rows_estimate)
+
+    def begin(self, table: MirrorTable, seq: int, position: Position) -> bool:
+        """Begin to copy a table beside the stream and commit that; False where it cannot be read in ranges.
+
+        A table that cannot be copied at all gets a state that says why.
+        """
+        before = self._source.position()
+        found = describe_again(self._conn, self._source, self._registry, table)
+        if found is None:
+            return True
+        order = KeyOrder.read(self._source, found)
+        if order is None:
+            return False
+        self.cancel(table)
+        with wrap_errors():
+            facts = {"source": self._registry.name, "table": table.name}
+            low, high = self._conn.execute(QUERIES["read_range"], facts).fetchone() or (None, None)
+        if not table.is_described_as(found) or table.state != "Synced":
+            # only a part of what has become another table, or never was whole, would not be enough
+            low = high = None
+        table.copied_after = before
+        try:
+            self._begin(table, found, order, seq, position, low, high)
+        except REFUSALS as error:
+            table.touched = None
+            drop_request(self._conn, self._registry, table)
+            hint = "Mend the cause (a view of your own may hold a column's type), then resync the table."
+            reason = f"Postgres refused the copy: {str(error).strip().splitlines()[0]}"
+            self._registry.reject(table.number, CopyRefused(reason, hint=hint))
+        return True
+
+    def _begin(
+        self, table: MirrorTable, found: SourceTable, order: KeyOrder, seq: int, position: Position, low: Bound, high: Bound
+    ) -> None:
+        registry, conn = self._registry, self._conn
+        table.describe_as(found)
+        table.consistent_from, table.exact = None, False
+        registry.set_state(table, "Snapshotting")
+        with wrap_errors(table=table.name), conn.transaction():
+            registry.write(conn, position)
+            create_mirror(conn, table)
+            if not has_same_key(conn, table):
+                # The rows cannot be found again by a key that they do not have.
+                conn.execute(sql.SQL("TRUNCATE {}").format(table.identifier))
+            fit_mirror(conn, table)
+            row: Any = conn.execute(sql.SQL("SELECT EXISTS (SELECT FROM {})").format(table.identifier)).fetchone()
+            readers, is_filled = self._settings.replicator.snapshot_readers, bool(row[0])
+            try:
+                copy = plan_copy(self._source, table, found, order, seq, readers, low, high, is_filled=is_filled)
+            except NotAKey as problem:
+                log.warning("the whole table is copied", table=table.name, reason=str(problem))
+                copy = plan_copy(self._source, table, found, order, seq, readers, None, None, is_filled=is_filled)
+            conn.execute(QUERIES["begin_copy"], copy.describe(registry.name, None))
+            reach("begin_copy")
+        registry.written()
+        table.resync, table.copy_after = False, None
+        self._add(copy)
+        log.info("copy begins", table=table.name, rows=copy.rows_estimate, ranges=len(copy.ranges), seq=seq)
+
+    def _add(self, copy: TableCopy) -> None:
+        self._copies[copy.table.name] = copy
+        self._waiting.append(copy)
+        self._places[copy.table.name] = None
+
+    def wait_for(self, tables: list[MirrorTable], place: Place, *, is_inside: bool) -> None:
+        """Read these tables only once the stream is here: what it decoded before passes them over.
+
+        Args:
+            place: how far the stream has been decoded. is_inside: that is in the middle of a transaction.
+        """
+        for table in tables:
+            if table.name in self._copies:
+                self._places[table.name] = (place, is_inside)
+
+    def cancel(self, table: MirrorTable) -> None:
+        """Write nothing more of a copy."""
+        copy = self._copies.pop(table.name, None)
+        if copy is not None:
+            copy.is_cancelled = True
+            self._waiting = [each for each in self._waiting if each is not copy]
+            table.touched = None
+
+    def note(self, seq: int, position: Position) -> None:
+        """The stream is applied and committed up to here."""
+        for copy in list(self._copies.values()):
+            if copy.table.resync or copy.table.state != "Snapshotting":
+                self.cancel(copy.table)
+        if not self._copies:
+            return
+        anchor = Anchor(seq, position, time.monotonic())
+        if self._pages is None:
+            self._pages = Pages(anchor)
+        self._pages.note(anchor)
+        oldest = self._pages.oldest()
+        for copy in self._copies.values():
+            if copy.table.touched is not None:
+                copy.table.touched.forget(oldest)
+        self._start_waiting(position)
+
+    def _start_waiting(self, position: Position) -> None:
+        assert self._pages is not None
+        ready = [copy for copy in self._waiting if self._is_past(self._places[copy.table.name], position)]
+        if not ready:
+            return
+        if self._readers is None:
+            self._readers = Readers(self._source, self._settings, self._pages, self._wake)
+        self._waiting = [copy for copy in self._waiting if copy not in ready]
+        for copy in ready:
+            for part in copy.ranges:
+                if not part.done:
+                    self._readers.read(copy, part)
+
+    @staticmethod
+    def _is_past(place: tuple[Place, bool] | None, position: Position) -> bool:
+        if place is None:
+            return True
+        there, is_inside = place
+        return position.place > there if is_inside else position.place >= there
+
+    # ------------------------------------------------------------------------------------------------ writing
+    def write_next(self, seq: int, *, is_busy: bool, lag_ms: float) -> int:
+        """Write some of what was read, or go on ending a copy of which all is written; the last _seq given out.
+
+        Args:
+            is_busy: the stream brings changes and must not wait long. lag_ms: how far it is behind.
+        """
+        now = time.monotonic()
+        if lag_ms > self._settings.replicator.snapshot_max_lag_ms and now < self._wrote_at + _LAGGING_S:
+            return seq
+        self._report(now)
+        if (read := self._find_read()) is not None:
+            seq = self._end_more(read, seq)
+            self._wrote_at = time.monotonic()
+            return seq
+        slices = self._take_slices(int(self._rows_per_s * (_BUSY_S if is_busy else _IDLE_S)))
+        if slices:
+            seq = self._write(slices, seq)
+        elif isinstance(self._held, RangeDone):
+            done, self._held = self._held, None
+            if not done.copy.is_cancelled:
+                done.range.done = True
+                self._note_progress(done.copy)
+        elif isinstance(self._held, RangeFailed):
+            failed, self._held = self._held, None
+            if not failed.copy.is_cancelled:
+                self._deal_with(failed)
+        self._wrote_at = time.monotonic()
+        return seq
+
+    def _next(self) -> Slice | RangeDone | RangeFailed | None:
+        if self._held is None and self._readers is not None:
+            try:
+                self._held = self._readers.found.get_nowait()
+            except queue.Empty:
+                return None
+        return self._held
+
+    def _take_slices(self, most_rows: int) -> list[Slice]:
+        """Slices of one table, at least one where one is next, as long as they have no more rows than so many."""
+        slices: list[Slice] = []
+        rows = 0
+        while isinstance(item := self._next(), Slice):
+            if item.copy.is_cancelled:
+                self._end_page(item)
+                self._held = None
+                continue
+            rows += item.block.rows
+            if slices and (rows > most_rows or item.copy is not slices[0].copy):
+                break
+            slices.append(item)
+            self._held = None
+        return slices
+
+    def _end_page(self, item: Slice) -> None:
+        if item.is_last and self._pages is not None:
+            self._pages.end(item.page)
+
+    def _write(self, slices: list[Slice], seq: int) -> int:
+        """Commit slices of one copy; a table that does not take them gets a state that says so."""
+        started = time.monotonic()
+        copy, rows = slices[0].copy, sum(each.block.rows for each in slices)
+        writer = self._applier.writer
+        try:
+            with self._registry.lock, wrap_errors(table=copy.table.name):
+                for attempt in (1, 2):
+                    writer.begin()
+                    try:
+                        with self._conn.transaction():
+                            last = write_slices(writer, copy, slices, seq)
+                            reach("copy")
+                        break
+                    except psycopg.errors.UniqueViolation:
+                        writer.forget()
+                        if copy.is_filled or attempt == 2:
+                            raise
+                        # somebody wrote into the mirror
+                        copy.is_filled = True
+        except REFUSALS as error:
+            writer.forget()
+            hint = "Mend the cause, then resync the table."
+            reason = f"Postgres refused the copy: {str(error).strip().splitlines()[0]}"
+            self._give_up(copy, CopyRefused(reason, hint=hint))
+            return seq
+        except ALTERED as error:
+            writer.forget()
+            problem = MirrorDiverged(f"the mirror was altered while it was filled: {str(error).strip().splitlines()[0]}")
+            self._registry.require_resync(copy.table, problem)
+            return seq
+        except BaseException:
+            writer.forget()
+            raise
+        copy.failures = 0
+        for each in slices:
+            self._end_page(each)
+        took = max(1e-4, time.monotonic() - started)
+        self._rows_per_s += 0.2 * (rows / took - self._rows_per_s)
+        return last
+
+    def _note_progress(self, copy: TableCopy) -> None:
+        waits_for = None if self._readers is None else self._readers.throttle.waits_for
+        with wrap_errors(table=copy.table.name):
+            self._conn.execute(QUERIES["note_copy"], copy.describe(self._registry.name, waits_for))
+
+    # ------------------------------------------------------------------------------------------------ ending
+    def _find_read(self) -> TableCopy | None:
+        """A copy of which all is read and written."""
+        for copy in self._copies.values():
+            if copy.drift is not None and all(part.done for part in copy.ranges):
+                return copy
+        return None
+
+    def _end_more(self, copy: TableCopy, seq: int) -> int:
+        """Take away rows that the source has no longer, some at a time, then end the copy."""
+        with wrap_errors(table=copy.table.name):
+            swept = sweep(self._conn, self._registry.name, copy, seq) if copy.is_filled else 0
+        if not swept:
+            self._end(copy, seq)
+        return seq + swept
+
+    def _end(self, copy: TableCopy, seq: int) -> None:
+        table = copy.table
+        after = self._source.position()
+        facts = {
+            "source": self._registry.name, "table": table.name, "drift": copy.drift, "seq": seq, "is_whole": copy.is_whole,
+            "consistent_from": str(after),
+        }  # fmt: skip
+        with wrap_errors(table=table.name), self._conn.transaction():
+            self._conn.execute(QUERIES["end_copy"], facts)
+            self._conn.execute(QUERIES["forget_copy"], facts)
+            reach("end_copy")
+        self.cancel(table)
+        table.consistent_from = after
+        duration_s = time.monotonic() - copy.began_at
+        log.info("table copied", table=table.name, rows=copy.rows_done, duration_s=round(duration_s, 3))
+
+    def _give_up(self, copy: TableCopy, problem: TableProblem) -> None:
+        self.cancel(copy.table)
+        drop_request(self._conn, self._registry, copy.table)
+        self._registry.reject(copy.table.number, problem)
+
+    def _deal_with(self, failed: RangeFailed) -> None:
+        """Try a range again, copy its table afresh where it is another one now, or give the table up."""
+        copy, error = failed.copy, failed.error
+        if self._pages is not None:
+            self._pages.end(failed.range.page)
+        if isinstance(error, SchemaChanged):
+            self._registry.require_resync(copy.table, error)
+        elif isinstance(error, TableProblem):
+            self._give_up(copy, error)
+        elif not isinstance(error, SourceUnavailable):
+            raise error
+        elif self._source.describe(copy.table.name) != copy.found:
+            self._registry.require_resync(copy.table, SchemaChanged("the source's table was altered while it was copied"))
+        elif copy.failures >= _FAILURES or self._readers is None:
+            raise error
+        else:
+            copy.failures += 1
+            log.warning("reading goes on after an error", table=copy.table.name, reason=error.message, failures=copy.failures)
+            self._readers.read(copy, failed.range)
+
+    def _report(self, now: float) -> None:
+        if now < self._noted_at + _NOTE_S:
+            return
+        self._noted_at = now
+        for copy in self._copies.values():
+            self._note_progress(copy)
+        if now > self._reported_at + _REPORT_S:
+            self._reported_at = now
+            for copy in self._copies.values():
+                left = max(0, copy.rows_estimate - copy.rows_done)
+                log.info(
+                    "copying", table=copy.table.name, rows=copy.rows_done, of=max(copy.rows_estimate, copy.rows_done),
+                    rows_per_s=round(copy.rows_per_s), left_s=round(left / max(1.0, copy.rows_per_s)),
+                )  # fmt: skip

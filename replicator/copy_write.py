@@ -1,0 +1,135 @@
+"""Writes what copies read into the mirrors, and takes away what they did not find; see copies.py.
+
+Owns the statements. Transactions are the caller's, unless it is said otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from psycopg import sql
+
+from replicator import decode
+from replicator.copy_binary import COPY_HEADER, COPY_TRAILER, copy_statement
+from replicator.copy_plan import TableCopy
+from replicator.copy_reader import Slice
+from replicator.key_range import Block
+from replicator.mirror import QUERIES, MirrorTable, key_object
+from replicator.write import MirrorWriter
+from warehouse.db import Connection
+
+_SWEEP_ROWS = 5_000
+
+
+def write_slices(writer: MirrorWriter, copy: TableCopy, slices: Sequence[Slice], seq: int) -> int:
+    """Write slices of one copy, and how far it is, in the transaction at hand; the last _seq given out."""
+    table, conn = copy.table, writer.conn
+    touched = table.touched
+    assert touched is not None
+    removed = written = 0
+    pieces: list[memoryview] = []
+    old: list[tuple[Block, NDArray[np.int64]]] = []
+    for each in slices:
+        block = each.block
+        # The stream's version of a key is as of the stream's position, whatever was read before.
+        kept = ~touched.find(block, each.seq)
+        there = kept if copy.is_filled else kept & touched.may_hold(block)
+        if there.any():
+            old.append((block, np.nonzero(there)[0]))
+        decode.number_tuples(block.tuples, block.seq_at[kept], seq + written + 1)
+        written += int(kept.sum())
+        pieces += _pieces(block, kept)
+    if old:
+        removed = _delete(writer, table, old)
+    if written:
+        with conn.cursor() as cursor, cursor.copy(copy_statement(table)) as target:
+            target.write(COPY_HEADER)
+            for piece in pieces:
+                target.write(piece)
+            target.write(COPY_TRAILER)
+    after = [each.range.after for each in slices]
+    rows_done = copy.rows_done
+    try:
+        for each in slices:
+            each.range.after, each.range.inclusive = each.block.last, False
+            copy.rows_done += each.block.rows
+        facts = copy.describe(writer.source, None) | {
+            "rows": written - removed, "inserted": written, "seq": seq + written,
+            "raw_rows": sum(each.block.raw_rows for each in slices),
+        }  # fmt: skip
+        with conn.pipeline():
+            for name in ("note_copy", "count_copied", "write_seq", "notify"):
+                conn.execute(QUERIES[name], facts)
+    except BaseException:
+        copy.rows_done = rows_done
+        for each, before in zip(slices, after, strict=True):
+            each.range.after = before
+        raise
+    return seq + written
+
+
+def _delete(writer: MirrorWriter, table: MirrorTable, old: list[tuple[Block, NDArray[np.int64]]]) -> int:
+    """Delete the mirror's rows with the keys of these rows, which come back at once; how many were there."""
+    entries: NDArray[np.void] = np.zeros(sum(len(rows) for _, rows in old), decode.ENTRY)
+    at = offset = 0
+    for block, rows in old:
+        part = entries[at : at + len(rows)]
+        part["key"] = block.key_starts[rows] + offset
+        part["key_bytes"] = block.key_starts[rows + 1] - block.key_starts[rows]
+        at, offset = at + len(rows), offset + len(block.keys)
+    keys = np.concatenate([block.keys for block, _ in old])
+    return writer.delete_keys(table, np.arange(len(entries)), entries, keys)
+
+
+def sweep(conn: Connection, source: str, copy: TableCopy, seq: int) -> int:
+    """Delete rows that neither the copy nor the stream has written since it began, and record their keys, in one transaction;
+    how many.
+    """
+    table = copy.table
+    where: list[sql.Composable] = [sql.SQL("_seq <= {}").format(sql.Literal(copy.base_seq))]
+    for bound, sign in ((copy.low, ">="), (copy.high, "<=")):
+        if bound:
+            where.append(_bound(copy, bound, sign))
+    statement = sql.SQL(
+        "WITH gone AS (DELETE FROM {mirror} m WHERE ctid = ANY (ARRAY("
+        "SELECT ctid FROM {mirror} WHERE {where} ORDER BY _seq LIMIT {most})) RETURNING {key} AS key)"
+        " INSERT INTO warehouse.deleted_rows (source, table_name, key, seq)"
+        " SELECT {source}, {table}, key, {seq} + row_number() OVER () FROM gone"
+    ).format(
+        mirror=table.identifier, where=sql.SQL(" AND ").join(where), most=sql.Literal(_SWEEP_ROWS),
+        key=key_object(table, sql.SQL("m.")), source=sql.Literal(source), table=sql.Literal(table.name),
+        seq=sql.Literal(seq),
+    )  # fmt: skip
+    with conn.transaction():
+        count = conn.execute(statement).rowcount
+        facts = {"source": source, "table": table.name, "rows": -count, "inserted": 0, "raw_rows": 0}
+        for name in ("count_copied", "write_seq", "notify") if count else ():
+            conn.execute(QUERIES[name], facts | {"seq": seq + count})
+    return count
+
+
+def _bound(copy: TableCopy, bound: dict[str, Any], sign: str) -> sql.Composable:
+    described = {column["name"]: column for column in copy.table.columns}
+    columns = [described[each.name] for each in copy.order.columns[: len(bound)]]
+    names = sql.SQL(", ").join([sql.Identifier(column["mirror_name"]) for column in columns])
+    values = sql.SQL(", ").join(
+        [sql.SQL("CAST({} AS {})").format(sql.Literal(str(bound[c["name"]])), sql.SQL(_mirror_type(c))) for c in columns]
+    )
+    return sql.SQL("ROW({}) {} ROW({})").format(names, sql.SQL(sign), values)
+
+
+def _mirror_type(column: dict[str, str]) -> Any:
+    """A column's type as SQL; the text comes from typemap.py."""
+    return column["mirror_type"]
+
+
+def _pieces(block: Block, kept: NDArray[np.bool_]) -> list[memoryview]:
+    """The tuples of the kept rows, in as few pieces as they lie."""
+    view = block.tuples.data
+    if kept.all():
+        return [view]
+    edges = np.flatnonzero(np.diff(np.concatenate(([False], kept, [False])).astype(np.int8)))
+    return [view[int(block.starts[start]) : int(block.starts[end])] for start, end in zip(edges[::2], edges[1::2], strict=True)]
