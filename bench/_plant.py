@@ -188,6 +188,6 @@ def open_stream(plant: Plant, start: Position) -> Stream:
 def mirror_table(plant: Plant) -> MirrorTable:
     """The bench's table as the replicator sees it."""
     registry = Registry(Source(plant.settings.source), "plant", Selection((NAME,)))
-    table = registry.discover(NAME, is_new=True)
+    table = registry.discover(NAME)
     assert table is not None
     return table
