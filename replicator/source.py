@@ -145,12 +145,15 @@ class Source:
             SourceUnavailable, SourceRefused: it cannot be had.
         """
         with wrap_errors(f"cannot connect to {self.server_name}"):
-            connection = pymysql.connect(**self.connection_arguments(), read_timeout=60, write_timeout=60)
+            arguments = self.connection_arguments()
+            # A server that takes a connection and stays silent is not worth as long a wait as a question.
+            connection = pymysql.connect(**arguments, read_timeout=arguments["connect_timeout"], write_timeout=60)
             # What the server was told to do for everybody must not pad, cut or stop what is read here.
             connection.query(
                 "SET SESSION time_zone = '+00:00', sql_mode = '', sql_select_limit = 18446744073709551615"
                 "/*!80000 , max_execution_time = 0 *//*M! , max_statement_time = 0 */"
             )
+            connection._read_timeout = 60
             return connection
 
     def query(self, text: str, arguments: Sequence[Any] = ()) -> list[tuple[Any, ...]]:

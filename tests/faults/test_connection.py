@@ -75,8 +75,10 @@ def test_source_connection_is_cut(pipeline: Pipeline, source_proxy: Proxy) -> No
 def test_source_connection_hangs(pipeline: Pipeline, source_proxy: Proxy) -> None:
     """No byte comes through and no end either: noticed after three heartbeats, then everything is made up for."""
     load, services = start_load(pipeline, scored=False)
-    source_proxy.stall()
     service = services["replicator"]
+    # from then on nothing but the stream is read
+    pipeline.wait_until(lambda: '"Synced"' in service.read_log() and not pipeline.is_copying())
+    source_proxy.stall()
     pipeline.wait_until(lambda: "SourceSilent" in service.read_log())
     assert pipeline.status("lag_ms") > 0
     # The half-open connections stay; new ones are let through.

@@ -107,9 +107,14 @@ def test_clean_stops_only_servers_of_the_folder(tmp_path: Path, capsys: pytest.C
     """A process whose command line does not name the folder is left alone, though a pid file there names it."""
     folder = tmp_path / "state"
     (folder / "server").mkdir(parents=True)
-    ours = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", str(folder / "server" / "data")])
-    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    sleep = [sys.executable, "-c", "import time; print(flush=True); time.sleep(600)"]
+    ours = subprocess.Popen([*sleep, str(folder / "server" / "data")], stdout=subprocess.PIPE)
+    other = subprocess.Popen(sleep, stdout=subprocess.PIPE)
     try:
+        for process in (ours, other):
+            # until then the command line may not be there to be read
+            assert process.stdout is not None
+            process.stdout.readline()
         (folder / "server" / "server.pid").write_text(f"{ours.pid}\n")
         (folder / "other").mkdir()
         (folder / "other" / "server.pid").write_text(f"{other.pid}\n")
@@ -124,7 +129,7 @@ def test_clean_stops_only_servers_of_the_folder(tmp_path: Path, capsys: pytest.C
     finally:
         for process in (ours, other):
             process.kill()
-            process.wait()
+            process.communicate()
 
 
 def test_clean_of_nothing_is_fine(tmp_path: Path) -> None:
