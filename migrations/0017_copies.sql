@@ -76,20 +76,24 @@ CREATE FUNCTION warehouse.resync(table_name text, low jsonb, high jsonb) RETURNS
 DECLARE
     wanted warehouse.tables;
 BEGIN
-    SELECT * INTO wanted FROM warehouse.tables t WHERE resync.table_name IN (t.table_name, t.mirror) FOR UPDATE;
+    low := nullif(low, 'null');
+    high := nullif(high, 'null');
+    FOR wanted IN SELECT * FROM warehouse.tables t WHERE resync.table_name IN (t.table_name, t.mirror) FOR UPDATE LOOP
+        IF wanted.state = 'Removed' THEN
+            RAISE EXCEPTION '% is not replicated any more', table_name USING HINT = 'SELECT add_table(source, pattern)';
+        END IF;
+        PERFORM warehouse.check_key_bound(wanted, low), warehouse.check_key_bound(wanted, high);
+        -- Two ranges that are asked for at once become the whole table.
+        UPDATE warehouse.tables t
+        SET resync_low = CASE WHEN t.resync_requested THEN NULL ELSE low END,
+            resync_high = CASE WHEN t.resync_requested THEN NULL ELSE high END,
+            resync_requested = true
+        WHERE (t.source, t.table_name) = (wanted.source, wanted.table_name);
+        PERFORM warehouse.request('resync', wanted.source);
+    END LOOP;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'no table %', table_name USING HINT = 'SELECT table_name FROM warehouse.table_status';
     END IF;
-    low := nullif(low, 'null');
-    high := nullif(high, 'null');
-    PERFORM warehouse.check_key_bound(wanted, low), warehouse.check_key_bound(wanted, high);
-    -- Two ranges that are asked for at once become the whole table.
-    UPDATE warehouse.tables t
-    SET resync_low = CASE WHEN t.resync_requested THEN NULL ELSE low END,
-        resync_high = CASE WHEN t.resync_requested THEN NULL ELSE high END,
-        resync_requested = true
-    WHERE (t.source, t.table_name) = (wanted.source, wanted.table_name);
-    PERFORM warehouse.request('resync', wanted.source);
 END $$;
 COMMENT ON FUNCTION warehouse.resync(text, jsonb, jsonb) IS
     'copy the rows between two keys afresh, both included; each is an object of the key''s first columns, or NULL for no bound';

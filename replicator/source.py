@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import ssl
+import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -89,6 +90,8 @@ class Source:
         self.server = settings.servers[0]
         self.stopping: Callable[[], bool] = lambda: False
         self._connection: pymysql.Connection[Any] | None = None
+        # The stream's thread asks about tables that it meets, while the main one asks for copies.
+        self._lock = threading.RLock()
         self._charsets: Charsets | None = None
 
     @property
@@ -157,20 +160,22 @@ class Source:
             return connection
 
     def query(self, text: str, arguments: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        """All rows of a statement."""
-        if self._connection is None:
-            self._connection = self.open()
-        try:
-            with wrap_errors("the source refused a question"), self._connection.cursor() as cursor:
-                cursor.execute(text, arguments or None)
-                return list(cursor.fetchall())
-        except SourceUnavailable:
-            self.close()
-            raise
+        """All rows of a statement; threads that share the connection ask one after another."""
+        with self._lock:
+            if self._connection is None:
+                self._connection = self.open()
+            try:
+                with wrap_errors("the source refused a question"), self._connection.cursor() as cursor:
+                    cursor.execute(text, arguments or None)
+                    return list(cursor.fetchall())
+            except SourceUnavailable:
+                self.close()
+                raise
 
     def close(self) -> None:
         """Close the connection, if there is one."""
-        connection, self._connection = self._connection, None
+        with self._lock:
+            connection, self._connection = self._connection, None
         if connection is not None and connection.open:
             with wrap_errors("closing"):
                 connection.close()

@@ -19,9 +19,11 @@ TABLE = "CREATE TABLE t (id INT PRIMARY KEY, n INT)"
 
 
 def start_following(pipeline: Pipeline) -> Any:
-    """Start `replicator run` and wait until it follows the stream."""
+    """Start `replicator run` and wait until it does nothing but follow the stream."""
     service = pipeline.start("replicator", "run")
-    pipeline.wait_until(lambda: pipeline.status("state") == "Streaming" or service.process.poll() is not None)
+    pipeline.wait_until(
+        lambda: (pipeline.status("state") == "Streaming" and not pipeline.is_copying()) or service.process.poll() is not None
+    )
     assert service.process.poll() is None, service.read_log()
     return service
 
