@@ -110,13 +110,13 @@ def running_plant(note: object, source: str = "mysql") -> Iterator[Plant]:
         mysql.stop()
 
 
-def create_table(plant: Plant) -> None:
-    """The empty table at the source."""
+def create_table(plant: Plant, name: str = NAME) -> None:
+    """An empty table at the source."""
     doubles = ", ".join(f"{name} DOUBLE" for name in MEASUREMENTS)
     with plant.connect() as conn, conn.cursor() as cursor:
         cursor.execute("CREATE DATABASE IF NOT EXISTS plant")
         cursor.execute(
-            f"CREATE TABLE {NAME} (id BIGINT PRIMARY KEY, line SMALLINT NOT NULL, unit INT NOT NULL, cycle INT NOT NULL,"
+            f"CREATE TABLE {name} (id BIGINT PRIMARY KEY, line SMALLINT NOT NULL, unit INT NOT NULL, cycle INT NOT NULL,"
             f" read_at TIMESTAMP(3) NOT NULL, {doubles})"
         )
 
@@ -148,12 +148,12 @@ def insert_singly(plant: Plant, rows: int, first: int) -> None:
         cursor.execute(f"CALL plant.insert_singly({first}, {first + rows - 1})")
 
 
-def start_replicator(plant: Plant) -> subprocess.Popen[bytes]:
-    """The replicator as a process, streaming."""
+def start_replicator(plant: Plant, tables: str = NAME) -> subprocess.Popen[bytes]:
+    """The replicator as a process, streaming tables of these names."""
     source, warehouse = plant.settings.source, plant.settings.warehouse
     given = {
         "SOURCE__PORT": source.port, "SOURCE__USER": source.user, "SOURCE__PASSWORD": source.read_password(),
-        "SOURCE__TABLES": NAME, "WAREHOUSE__PORT": warehouse.port, "WAREHOUSE__USER": warehouse.user,
+        "SOURCE__TABLES": tables, "WAREHOUSE__PORT": warehouse.port, "WAREHOUSE__USER": warehouse.user,
         "WAREHOUSE__PASSWORD": warehouse.read_password(), "WAREHOUSE__DBNAME": warehouse.dbname, "LOG__LEVEL": "warning",
     }  # fmt: skip
     environment = os.environ | {f"TAILRACE__{name}": str(value) for name, value in given.items()}

@@ -79,7 +79,7 @@ def watch(plant: Plant, looks: list[tuple[float, int]], done: threading.Event) -
                 looks.append((time.time(), row[0]))
 
 
-def insert(plant: Plant, rate: int, seconds: float, first: int) -> int:
+def insert(plant: Plant, rate: int, seconds: float, first: int, table: str = NAME) -> int:
     """Insert rows one per transaction, in bursts of 10 ms; how many."""
     burst = max(1, round(rate * BURST_S))
     values = ", ".join("ROUND(RAND() * 100, 4)" for _ in MEASUREMENTS)
@@ -87,7 +87,7 @@ def insert(plant: Plant, rate: int, seconds: float, first: int) -> int:
         cursor.execute("DROP PROCEDURE IF EXISTS plant.burst")
         cursor.execute(
             "CREATE PROCEDURE plant.burst (first BIGINT, n BIGINT) BEGIN DECLARE i BIGINT DEFAULT 0;"
-            f" WHILE i < n DO INSERT INTO {NAME} VALUES (first + i, 1, i % 100, 1, NOW(3), {values});"
+            f" WHILE i < n DO INSERT INTO {table} VALUES (first + i, 1, i % 100, 1, NOW(3), {values});"
             " SET i = i + 1; END WHILE; END"
         )
         began = time.perf_counter()
