@@ -9,6 +9,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from dataclasses import replace
 from typing import Any
 
 import psycopg
@@ -36,6 +37,7 @@ log = structlog.get_logger()
 
 # How long one write may take: while the stream brings changes, and while it is idle.
 _BUSY_S, _IDLE_S = 0.006, 0.03
+_FEWEST_ROWS = 100
 _LAGGING_S = 1.0
 _NOTE_S, _REPORT_S = 1, 5
 _FAILURES = 5
@@ -236,7 +238,7 @@ class Copies:
             seq = self._end_more(read, seq)
             self._wrote_at = time.monotonic()
             return seq
-        slices = self._take_slices(int(self._rows_per_s * (_BUSY_S if is_busy else _IDLE_S)))
+        slices = self._take_slices(max(_FEWEST_ROWS, int(self._rows_per_s * (_BUSY_S if is_busy else _IDLE_S))))
         if slices:
             seq = self._write(slices, seq)
         elif isinstance(self._held, RangeDone):
@@ -260,7 +262,7 @@ class Copies:
         return self._held
 
     def _take_slices(self, most_rows: int) -> list[Slice]:
-        """Slices of one table, at least one where one is next, as long as they have no more rows than so many."""
+        """Slices of one table with so many rows at most; of a longer one a part."""
         slices: list[Slice] = []
         rows = 0
         while isinstance(item := self._next(), Slice):
@@ -268,9 +270,15 @@ class Copies:
                 self._end_page(item)
                 self._held = None
                 continue
-            rows += item.block.rows
-            if slices and (rows > most_rows or item.copy is not slices[0].copy):
+            if slices and item.copy is not slices[0].copy:
                 break
+            if rows + item.block.rows > most_rows:
+                if rows < most_rows:
+                    head, tail = item.block.cut(most_rows - rows)
+                    slices.append(replace(item, block=head, is_last=False))
+                    self._held = replace(item, block=tail)
+                break
+            rows += item.block.rows
             slices.append(item)
             self._held = None
         return slices

@@ -54,7 +54,9 @@ def write_slices(writer: MirrorWriter, copy: TableCopy, slices: Sequence[Slice],
     rows_done = copy.rows_done
     try:
         for each in slices:
-            each.range.after, each.range.inclusive = each.block.last, False
+            # Without its last key a part is read again after a crash, and its rows take their own place.
+            if each.block.last:
+                each.range.after, each.range.inclusive = each.block.last, False
             copy.rows_done += each.block.rows
         facts = copy.describe(writer.source, None) | {
             "rows": written - removed, "inserted": written, "seq": seq + written,

@@ -36,7 +36,7 @@ class Block:
         seq_at: (n,) int64, where in tuples the value of _seq is; see decode.number_tuples.
         keys: uint8, their key fields as COPY has them. key_starts: (n + 1,) int64. hashes: (n,) int64, of the key fields.
         raw_rows: how many have a _raw.
-        last: the last row's key; reading goes on behind it.
+        last: the last row's key; reading goes on behind it. (): a part of a block, whose rest has it.
     """
 
     tuples: NDArray[np.uint8]
@@ -52,6 +52,19 @@ class Block:
     def rows(self) -> int:
         """How many rows."""
         return len(self.seq_at)
+
+    def cut(self, rows: int) -> tuple[Block, Block]:
+        """The first so many rows, and the others; raw_rows are counted with the others."""
+        at, key_at = self.starts[rows], self.key_starts[rows]
+        head = Block(
+            self.tuples[:at], self.starts[: rows + 1], self.seq_at[:rows], self.keys[:key_at], self.key_starts[: rows + 1],
+            self.hashes[:rows], 0, (),
+        )  # fmt: skip
+        tail = Block(
+            self.tuples[at:], self.starts[rows:] - at, self.seq_at[rows:] - at, self.keys[key_at:],
+            self.key_starts[rows:] - key_at, self.hashes[rows:], self.raw_rows, self.last,
+        )  # fmt: skip
+        return head, tail
 
 
 class RangeReader(ResultReader):
