@@ -1,7 +1,7 @@
 """Freshness under a steady load of single-row transactions, servers included.
 
-`python bench/load.py [--quick] [--rate 3000] [--seconds 60] [--highest]`. A process of its own replicates; rows are inserted one
-per transaction at a fixed rate; every few milliseconds the checkpoint is read, which says up to which change the mirror is
+`python bench/load.py [--quick] [--rate 3000] [--seconds 60] [--highest]`. A process of its own replicates; rows are inserted
+one per transaction at a fixed rate; every few milliseconds the checkpoint is read, which says up to which change the mirror is
 complete. A row's freshness is the time from its commit at the source to the first look that found it. With --highest the rate
 then rises, 20 seconds each, until the source takes in no more or the 99th percentile is a second.
 """
