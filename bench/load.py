@@ -69,24 +69,24 @@ def find_highest(report: Report, plant: Plant, rate: int) -> float:
             return highest
 
 
-def measure(plant: Plant, rate: int, seconds: float, first: int) -> tuple[float, np.ndarray]:
+def measure(plant: Plant, rate: int, seconds: float, first: int, table: str = NAME) -> tuple[float, np.ndarray]:
     """The rate that was reached, and the freshness of every row, milliseconds; their ids begin with `first`."""
     looks: list[tuple[float, int]] = []
     done = threading.Event()
     watcher = threading.Thread(target=watch, args=(plant, looks, done))
-    insert(plant, rate, 1.0, first - 2 * rate)
+    insert(plant, rate, 1.0, first - 2 * rate, table)
     watcher.start()
     began = time.time()
-    rows = insert(plant, rate, seconds, first)
+    rows = insert(plant, rate, seconds, first, table)
     took = time.time() - began
     with plant.warehouse() as conn:
-        while conn.execute(f"SELECT count(*) FROM {NAME} WHERE id >= {first}").fetchone() != (rows,):
+        while conn.execute(f"SELECT count(*) FROM {table} WHERE id >= {first}").fetchone() != (rows,):
             time.sleep(0.2)
         time.sleep(1)
         done.set()
         watcher.join()
         found = conn.execute(
-            f"SELECT _seq, extract(epoch FROM _committed_at)::float8 FROM {NAME} WHERE id >= {first} ORDER BY _seq"
+            f"SELECT _seq, extract(epoch FROM _committed_at)::float8 FROM {table} WHERE id >= {first} ORDER BY _seq"
         ).fetchall()
     seqs, committed = np.array(found).T
     times, upto = np.array(looks).T

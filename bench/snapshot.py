@@ -16,7 +16,7 @@ import time
 import numpy as np
 from _plant import NAME, Plant, create_table, insert_many, mirror_table, running_plant, start_replicator
 from catch_up import copy_alone, empty, replicate, timed
-from load import insert, watch
+from load import measure
 
 from bench.report import Report
 from replicator import decode
@@ -90,11 +90,10 @@ def compare_freshness(report: Report, plant: Plant, rate: int, seconds: float, r
     """The 99th percentile from commit to the committed mirror, with a copy and without, in turn."""
     create_table(plant, LIVE)
     service = start_replicator(plant, "plant.asset_readings_%")
-    first = 1
+    first = 0
     found: dict[bool, list[float]] = {False: [], True: []}
     copied = []
     try:
-        insert(plant, rate, 1.0, first, LIVE)
         for _ in range(rounds):
             for with_copy in (False, True):
                 first += 1_000_000
@@ -103,7 +102,8 @@ def compare_freshness(report: Report, plant: Plant, rate: int, seconds: float, r
                 if with_copy:
                     copies.start()
                     wait_for_copy(plant)
-                found[with_copy].append(measure(plant, rate, seconds, first))
+                fresh_ms = measure(plant, rate, seconds, first, LIVE)[1]
+                found[with_copy].append(float(np.percentile(fresh_ms, 99)))
                 done.set()
                 if with_copy:
                     copies.join()
@@ -136,28 +136,6 @@ def wait_for_copy(plant: Plant) -> None:
     with plant.warehouse() as conn:
         while conn.execute("SELECT FROM warehouse.copy_status WHERE rows_done > 0").fetchone() is None:
             time.sleep(0.01)
-
-
-def measure(plant: Plant, rate: int, seconds: float, first: int) -> float:
-    """The 99th percentile of the freshness of rows that are inserted one per transaction, milliseconds."""
-    looks: list[tuple[float, int, str]] = []
-    done = threading.Event()
-    watcher = threading.Thread(target=watch, args=(plant, looks, done))
-    watcher.start()
-    rows = insert(plant, rate, seconds, first, LIVE)
-    with plant.warehouse() as conn:
-        while conn.execute(f"SELECT count(*) FROM {LIVE} WHERE id >= {first} AND id < {first + rows}").fetchone() != (rows,):
-            time.sleep(0.2)
-        time.sleep(0.5)
-        done.set()
-        watcher.join()
-        found = conn.execute(
-            f"SELECT _seq, extract(epoch FROM _committed_at)::float8 FROM {LIVE}"
-            f" WHERE id >= {first} AND id < {first + rows} ORDER BY _seq"
-        ).fetchall()
-    seqs, committed = np.array(found).T
-    times, upto = np.array(looks).T[:2].astype(float)
-    return float(np.percentile((times[np.minimum(np.searchsorted(upto, seqs), len(times) - 1)] - committed) * 1000, 99))
 
 
 if __name__ == "__main__":
