@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.markup import escape
 
-from warehouse.db import connect
+from warehouse.db import connect, read_place
 from warehouse.service import Stop, add_common_arguments, keep_trying, print_json, run_command
 from warehouse.settings import Settings
 from warehouse.verbs import add_bounds, call_verb, request_copy
@@ -51,9 +51,10 @@ def check(args: argparse.Namespace, settings: Settings) -> None:
     from replicator.check import find_problems, refuse_if_fatal
     from replicator.source import Source
 
-    source = Source(settings.source, settings.warehouse.place)
+    source = Source(settings.source)
     try:
         with connect(settings.warehouse, "check") as conn:
+            source.reader = read_place(conn)
             findings = find_problems(source, conn, settings)
     finally:
         source.close()

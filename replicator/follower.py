@@ -14,6 +14,7 @@ import structlog
 from replicator.apply import Applier
 from replicator.changes import Batch
 from replicator.checkpoint import write_head
+from replicator.clock import SourceClock
 from replicator.copies import Copies
 from replicator.ddl import follow_statement
 from replicator.items import Item, Statement
@@ -26,6 +27,7 @@ from replicator.snapshot import copy_tables
 from replicator.source import Source
 from replicator.stream import Stream
 from replicator.watch import Watch
+from replicator.write import instant
 from warehouse.db import Connection, wrap_errors
 from warehouse.service import Progress, Stop
 from warehouse.settings import Settings
@@ -57,6 +59,7 @@ class Follower:
         self.wake = threading.Event()
         self.copies = Copies(source, settings, registry, applier, self.wake)
         self._busy_until = self._lag_ms = 0.0
+        self.clock = SourceClock()
         self._stream: Stream | None = None
         self._ahead: Prefetch | None = None
 
@@ -72,11 +75,13 @@ class Follower:
             if len(item.changes) or item.xa or self.applier.is_open:
                 self._apply(item.after(self.seq))
             else:
+                # Where other tables are busy no tick comes, and the source is heard from all the same.
                 self.position, self._commit_us, self.saved = item.position, item.commit_us, False
+                self._note_heard(item.commit_us)
         elif isinstance(item, Statement):
             self._take_statement(item)
         elif not self.applier.is_open:
-            self._note_heard()
+            self._note_heard(None)
             if item.position != self.position:
                 # Without GTIDs only file and offset tell that the source moved on, to another file for instance.
                 self.position, self.saved = item.position, False
@@ -124,7 +129,7 @@ class Follower:
         self._rows += len(batch.changes)
         self._transactions += len(batch.transactions)
         self._busy_until = time.monotonic() + BUSY_S
-        self._lag_ms = 1000 * time.time() - batch.commit_us / 1000
+        self._lag_ms = self.clock.lag_ms(batch.commit_us)
         batch.release()
         if started - self._reported_at > REPORT_S:
             lag_ms = round(self._lag_ms, 1)
@@ -134,15 +139,30 @@ class Follower:
     def _is_whole(self, table: MirrorTable) -> bool:
         return table.consistent_from is not None and self.position.covers(table.consistent_from)
 
-    def _note_heard(self) -> None:
-        """Tell the warehouse that the source is alive and nothing is missing, once a second while it is idle."""
+    def _note_heard(self, commit_us: int | None) -> None:
+        """Tell the warehouse once a second that the source is alive while no rows come.
+
+        Args:
+            commit_us: of the newest transaction, none of whose rows are wanted; None: nothing at all is missing.
+        """
         now = time.monotonic()
         if self._stream is None or now - self._heard_noted_at < 1:
             return
         self._heard_noted_at = now
         self.progress.note()
         with wrap_errors():
-            self.conn.execute(QUERIES["note_heard"], {"source": self.registry.name, "silent_s": now - self._stream.heard_at})
+            facts = {
+                "source": self.registry.name, "silent_s": now - self._stream.heard_at,
+                "committed_at": None if commit_us is None else instant(commit_us),
+            }  # fmt: skip
+            self.conn.execute(QUERIES["note_heard"], facts)
+
+    def measure_clock(self) -> None:
+        """Compare the source's clock with the warehouse's once in a while, where the source has just been heard from."""
+        heard_at = 0.0 if self._stream is None else self._stream.heard_at
+        # One that has fallen silent would not answer, and the stream finds that out sooner.
+        if self.clock.is_due and time.monotonic() - heard_at < self.source.settings.heartbeat_s:
+            self.clock.measure(self.source, self.conn, self.registry.name)
 
     def note_head(self, now: float) -> None:
         """Remember the head of the binlog file at hand, once it is whole; only then a reset to the same numbers shows."""

@@ -18,8 +18,12 @@ UPDATE warehouse.sources SET state = %(state)s, reason = %(reason)s
 WHERE source = %(source)s AND (state, reason) IS DISTINCT FROM (%(state)s, %(reason)s)
 
 -- name: note_heard
-UPDATE warehouse.sources SET heard_at = clock_timestamp() - make_interval(secs => %(silent_s)s), lag_ms = 0
+UPDATE warehouse.sources SET heard_at = clock_timestamp() - make_interval(secs => %(silent_s)s), lag_ms = coalesce(
+    greatest(0, extract(epoch FROM clock_timestamp() - %(committed_at)s::timestamptz) * 1000 + coalesce(clock_offset_ms, 0)), 0)
 WHERE source = %(source)s
+
+-- name: write_clock_offset
+UPDATE warehouse.sources SET clock_offset_ms = %(offset_ms)s WHERE source = %(source)s
 
 -- name: read_checkpoint
 SELECT server_identity, gtid_set, file, pos, seq, last_gtid, binlog_head FROM warehouse.checkpoint WHERE source = %(source)s
@@ -37,8 +41,8 @@ WITH moved AS (
         committed_at = coalesce(%(committed_at)s, committed_at), applied_at = clock_timestamp()
     WHERE source = %(source)s
 )
-UPDATE warehouse.sources SET heard_at = clock_timestamp(),
-    lag_ms = greatest(0, extract(epoch FROM clock_timestamp() - coalesce(%(committed_at)s, clock_timestamp())) * 1000)
+UPDATE warehouse.sources SET heard_at = clock_timestamp(), lag_ms = coalesce(
+    greatest(0, extract(epoch FROM clock_timestamp() - %(committed_at)s::timestamptz) * 1000 + coalesce(clock_offset_ms, 0)), 0)
 WHERE source = %(source)s
 
 -- name: read_warning

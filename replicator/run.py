@@ -32,7 +32,7 @@ from replicator.snapshot import Interrupted
 from replicator.source import Source
 from replicator.stream import Stream
 from replicator.verify import Verifier
-from warehouse.db import Connection, connect, take_lock, wrap_errors
+from warehouse.db import Connection, connect, read_place, take_lock, wrap_errors
 from warehouse.errors import AlreadyRunning, OperatorNeeded, SchemaOutdated
 from warehouse.migrate import require_migrations
 from warehouse.prune import MOST_ROWS, prune_records
@@ -78,12 +78,13 @@ class Replication:
         Raises:
             TailraceError: any; whether the same may be tried again is said by its class.
         """
-        source = Source(self.settings.source, self.settings.warehouse.place)
+        source = Source(self.settings.source)
         source.stopping = lambda: self.stop.requested
         conn = connect(self.settings.warehouse, f"replicator {self.name}")
         try:
             with wrap_errors():
                 require_migrations(conn)
+                source.reader = read_place(conn)
                 if self._wait_for_lock(conn, progress):
                     with Pulse(self.settings.warehouse, self.name, conn.info.backend_pid):
                         while self._run(source, conn, progress) == "again":
@@ -114,8 +115,7 @@ class Replication:
                     log.info("standby", source=self.name, reason="another replicator has the source's lock")
                 waiting = True
                 progress.note()
-                watch.look()
-                self.stop.wait(REQUESTS_S)
+                self.stop.wait(watch.look())
         return False
 
     def _note_failure(self, error: OperatorNeeded) -> None:
@@ -213,6 +213,7 @@ class Replication:
         verifier = None if self.until_caught_up else Verifier(self.settings, work.registry, work.watch)
         log.info("streaming", source=self.name, position=str(work.position))
         try:
+            work.clock.measure(work.source, work.conn, self.name)
             # Said only now, because opening the dump can fail.
             with wrap_errors():
                 work.conn.execute(QUERIES["set_source_state"], self._state("Streaming"))
@@ -262,6 +263,7 @@ class Replication:
             if table is not None and work.registry.matches(name):
                 table.resync = True
         self._look_after(work)
+        work.measure_clock()
         work.seq = retry_rows(work.conn, work.registry, work.seq)
         work.seq = carry_out(work.conn, work.registry, work.watch, work.seq)
         work.copy_requested()

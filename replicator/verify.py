@@ -75,7 +75,7 @@ class Verifier:
             TryLater: a server is away; what was at hand is begun again.
         """
         name = self._registry.name
-        source = Source(self._settings.source, self._settings.warehouse.place)
+        source = Source(self._settings.source)
         # What the stream is compared with must be the server that it comes from.
         source.use(self._registry.source.server)
         with closing(source), closing(connect(self._settings.warehouse, f"verify {name}")) as conn, wrap_errors():

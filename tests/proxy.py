@@ -1,15 +1,17 @@
-"""A TCP proxy on 127.0.0.1 for fault tests: it can cut every connection, hold all bytes back, and cut after so many bytes."""
+"""A TCP proxy on 127.0.0.1 for fault tests: it cuts at any byte, holds bytes back, delays them, and lets few through."""
 
 import contextlib
 import select
 import socket
 import struct
 import threading
+import time
+from collections import deque
 from types import TracebackType
 from typing import Self
 
-_STEP_S = 0.02
-_BLOCK_BYTES = 65536
+_STEP_S, _SHORT_STEP_S = 0.02, 0.002
+_BLOCK_BYTES, _BLOCKS = 65536, 16
 
 
 class Proxy:
@@ -25,6 +27,8 @@ class Proxy:
         self._lock = threading.Lock()
         self._generation = 0
         self._cut_at: int | None = None
+        self._is_orderly = False
+        self._delay_s, self._bytes_per_s = 0.0, float("inf")
         self._flowing = threading.Event()
         self._flowing.set()
         self._refusing = False
@@ -32,13 +36,14 @@ class Proxy:
         self._threads = [threading.Thread(target=self._accept, name=f"proxy-{self.port}")]
         self._threads[0].start()
 
-    def cut(self, after_bytes: int = 0, refuse: bool = False) -> None:
+    def cut(self, after_bytes: int = 0, *, refuse: bool = False, orderly: bool = False) -> None:
         """Reset every connection, at once or when the server has sent `after_bytes` more.
 
-        New connections are served again at once, or with `refuse` are reset until `resume`.
+        New connections are served again at once, or with `refuse` are reset until `resume`. With `orderly` the connections end
+        as if the other side had closed them, in the middle of whatever it was sending.
         """
         with self._lock:
-            self._refusing = refuse
+            self._refusing, self._is_orderly = refuse, orderly
             if after_bytes:
                 self._cut_at = self.bytes_down + after_bytes
             else:
@@ -47,6 +52,10 @@ class Proxy:
     def stall(self) -> None:
         """Hold back all bytes in both directions while the connections stay open, as a dead network does."""
         self._flowing.clear()
+
+    def slow(self, delay_s: float = 0.0, bytes_per_s: float = float("inf")) -> None:
+        """Let bytes take so long in each direction, and so many through in a second; without arguments, at once."""
+        self._delay_s, self._bytes_per_s = delay_s, bytes_per_s
 
     def resume(self) -> None:
         """Let bytes and new connections through again."""
@@ -92,14 +101,14 @@ class Proxy:
             return
         orderly = False
         with contextlib.suppress(OSError):
-            orderly = self._pump(client, server, generation)
+            orderly = self._pump(client, server, generation) or self._is_orderly
         for each in (client, server):
             each.close() if orderly else _reset(each)
 
     def _pump(self, client: socket.socket, server: socket.socket, generation: int) -> bool:
         """Forward in both directions, blocked by neither, until an end closes (True) or the proxy cuts (False)."""
         other = {client: server, server: client}
-        waiting: dict[socket.socket, bytes] = {client: b"", server: b""}  # bytes to send, by where they go
+        lines = {client: _Line(), server: _Line()}  # by where the bytes go
         ended = False
         for each in other:
             each.setblocking(False)
@@ -107,25 +116,26 @@ class Proxy:
         while generation == self._generation:
             if not self._flowing.wait(_STEP_S):
                 continue
-            readers = [] if ended else [each for each in other if not waiting[other[each]]]
-            writers = [each for each in other if waiting[each]]
-            readable, writable, _ = select.select(readers, writers, [], _STEP_S)
+            readers = [] if ended else [each for each in other if lines[other[each]].has_room]
+            writers = [each for each in other if lines[each].is_due]
+            is_slow = any(line.blocks for line in lines.values()) and not writers
+            readable, writable, _ = select.select(readers, writers, [], _SHORT_STEP_S if is_slow else _STEP_S)
             if generation != self._generation or not self._flowing.is_set():
                 continue
             for each in readable:
-                block = each.recv(_BLOCK_BYTES)
+                block = each.recv(min(_BLOCK_BYTES, max(1, int(min(_BLOCK_BYTES, self._bytes_per_s * _STEP_S)))))
                 ended = ended or not block
                 if each is server:
                     block, cut = self._count(block)
                     if cut:
                         client.settimeout(1)
-                        client.sendall(block)
+                        client.sendall(b"".join([*(rest for _, rest in lines[client].blocks), block]))
                         return False
-                waiting[other[each]] = block
+                if block:
+                    lines[other[each]].add(block, self._delay_s, self._bytes_per_s)
             for each in writable:
-                sent = each.send(waiting[each])
-                waiting[each] = waiting[each][sent:]
-            if ended and not any(waiting.values()):
+                lines[each].sent(each.send(lines[each].blocks[0][1]))
+            if ended and not any(line.blocks for line in lines.values()):
                 return True
         return False
 
@@ -140,6 +150,40 @@ class Proxy:
                 cut = True
             self.bytes_down += len(block)
         return block, cut
+
+
+class _Line:
+    """One direction of a connection: what is on its way.
+
+    Attributes:
+        blocks: of bytes, each with when it arrives, in time.monotonic() seconds.
+    """
+
+    def __init__(self) -> None:
+        self.blocks: deque[tuple[float, bytes]] = deque()
+        self._free_at = 0.0
+
+    @property
+    def has_room(self) -> bool:
+        """Whether more may be sent."""
+        return len(self.blocks) < _BLOCKS
+
+    @property
+    def is_due(self) -> bool:
+        """Whether something has arrived."""
+        return bool(self.blocks) and self.blocks[0][0] <= time.monotonic()
+
+    def add(self, block: bytes, delay_s: float, bytes_per_s: float) -> None:
+        """Send it on its way."""
+        now = time.monotonic()
+        self._free_at = max(now, self._free_at) + len(block) / bytes_per_s
+        self.blocks.append((self._free_at + delay_s, block))
+
+    def sent(self, size: int) -> None:
+        """So much of the first block was taken."""
+        due, block = self.blocks.popleft()
+        if size < len(block):
+            self.blocks.appendleft((due, block[size:]))
 
 
 def _reset(end: socket.socket) -> None:

@@ -121,6 +121,16 @@ def take_lock(conn: Connection, name: str) -> None:
         raise AlreadyRunning(f"another process already does the work of {name}", hint="This one waits for it to end.")
 
 
+def read_place(conn: Connection) -> str:
+    """Which warehouse this is, whatever address it was reached by: the cluster and the database.
+
+    Source: PostgreSQL manual, "Control Data Functions".
+    """
+    with wrap_errors():
+        row = conn.execute("SELECT system_identifier || '/' || current_database() FROM pg_control_system()").fetchone()
+    return str(row[0]) if row is not None else ""
+
+
 def lock_number(name: str) -> int:
     """A stable 64-bit advisory lock number for a name."""
     return (zlib.crc32(b"tailrace") << 31) ^ zlib.crc32(name.encode())

@@ -134,11 +134,6 @@ class WarehouseSettings(Login):
     sslmode: Literal["disable", "prefer", "require", "verify-ca", "verify-full"] = "prefer"
     sslrootcert: Path | None = None
 
-    @property
-    def place(self) -> str:
-        """Server and database."""
-        return f"{self.host}:{self.port}/{self.dbname}"
-
 
 class ReplicatorSettings(Section):
     """How the stream is read and applied."""
@@ -147,7 +142,7 @@ class ReplicatorSettings(Section):
     batch_rows: int = Field(default=20_000, ge=1, le=10_000_000, description="a batch is applied once it holds so many rows")
     batch_bytes: int = Field(default=16 << 20, ge=1 << 16, le=1 << 32)
     takeover_s: float = Field(
-        default=10,
+        default=2.5,
         ge=1,
         le=3600,
         description="a standby ends the session of a replicator that has shown no sign of life for so long; one that ended is"

@@ -1,7 +1,8 @@
-"""A long version of the load tests: kills at random moments until the time is up, each round checked to the last bit.
+"""Long versions of the fault tests: kills at random moments until the time is up, each round checked to the last bit.
 
     python -m tests.faults.soak --minutes 30 [--seed 1] [--source mysql|mariadb]
     python -m tests.faults.soak --kills 200    # of the replicator alone: at every crash point in turn, and at any moment
+    python -m tests.faults.soak --copies       # of the replicator while tables of every kind of key change and are copied
 
 It is not part of the tests that run for every change. It prints a line for each round and ends with 1 at the first difference.
 """
@@ -9,21 +10,18 @@ It is not part of the tests that run for every change. It prints a line for each
 import argparse
 import multiprocessing
 import random
-import tempfile
 import time
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from demo.servers import MariaDBServer, MySQLServer, PostgresServer, cache_folder, provide
 from replicator import crash
 from replicator.crash import POINTS
 from replicator.run import Replication
 from tests.fixtures.churn import Churn, assert_same
+from tests.fixtures.copies import SMALL, Disturbance, make_tables
 from tests.fixtures.load import Load, assert_all_is_right, start_services, wait_until_scored
-from tests.fixtures.pipeline import Pipeline, make_pipeline
-from tests.fixtures.servers import Database, make_source_database
+from tests.fixtures.pipeline import Pipeline
+from tests.fixtures.scripts import KINDS, open_folder, open_pipeline, open_servers
 from warehouse.log import configure_log
 from warehouse.service import Stop, keep_trying
 from warehouse.settings import load_settings
@@ -31,6 +29,7 @@ from warehouse.settings import load_settings
 # A copy that is asked for leads there; the others come by themselves again and again.
 COPYING = frozenset({"begin_copy", "copy", "end_copy", "between_slices", "save"})
 LONGEST_S = 120
+KILLS_A_ROUND = 12
 
 
 def main() -> None:
@@ -38,79 +37,95 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--source", choices=("mysql", "mariadb"), default="mysql")
+    parser.add_argument("--source", choices=tuple(KINDS), default="mysql")
     parser.add_argument("--kills", type=int, default=0, help="so many kills of the replicator in place of the rounds")
+    parser.add_argument("--copies", action="store_true", help="rounds of copies in place of those with a load")
     args = parser.parse_args()
-    programs = provide([args.source, "postgres"], cache_folder(), print)
-    kind = MySQLServer if args.source == "mysql" else MariaDBServer
-    with tempfile.TemporaryDirectory(prefix="tailrace-soak-", ignore_cleanup_errors=True) as name:
-        folder = Path(name)
-        folder.chmod(0o755)
-        source: Any = kind(programs, folder / "source")
-        with source, PostgresServer(programs, folder / "postgres") as target:
-            if args.kills:
-                run_kills(source, target, folder, args.seed, args.kills)
-                return
-            deadline = time.monotonic() + 60 * args.minutes
+    with open_folder() as folder, open_servers(args.source, folder) as (source, target):
+        deadline = time.monotonic() + 60 * args.minutes
+        if args.kills:
+            with open_pipeline(source, target, folder, "kills") as pipeline:
+                run_kills(pipeline, args.seed, args.kills)
+        elif args.copies:
+            with open_pipeline(source, target, folder, "copies") as pipeline:
+                run_copies(pipeline, args.seed, deadline)
+        else:
             number = 0
             while time.monotonic() < deadline:
                 number += 1
-                run_round(source, target, folder, args.seed * 1000 + number)
+                seed = args.seed * 1000 + number
+                with open_pipeline(source, target, folder, f"soak_{seed}") as pipeline:
+                    run_round(pipeline, seed)
 
 
-def run_round(source: Any, target: PostgresServer, folder: Path, seed: int) -> None:
+def run_round(pipeline: Pipeline, seed: int) -> None:
     """One load from an empty warehouse to the comparison, with kills all the way."""
-    moments = random.Random(seed)
-    login = Database(target.host, target.port, target.user, target.password, "postgres")
-    database = Database(target.host, target.port, target.user, target.password, f"soak_{seed}")
-    with login.connect(autocommit=True) as conn:
-        conn.execute(f"CREATE DATABASE {database.name}")  # type: ignore[arg-type]
-    place = folder / str(seed)
-    place.mkdir()
-    with make_source_database(source) as source_database, make_pipeline(source_database, database, place) as pipeline:
-        started = time.monotonic()
-        load, kills = disturb(pipeline, moments, seed)
-        assert_all_is_right(pipeline)
-        changes = f"{load.written} rows, {load.updated} updates, {load.deleted} deletes"
-        print(f"seed {seed}: {changes}, {kills} kills, equal after {time.monotonic() - started:.0f} s", flush=True)
-    with login.connect(autocommit=True) as conn:
-        conn.execute(f"DROP DATABASE {database.name} WITH (FORCE)")  # type: ignore[arg-type]
+    started = time.monotonic()
+    load, kills = disturb(pipeline, random.Random(seed), seed)
+    assert_all_is_right(pipeline)
+    changes = f"{load.written} rows, {load.updated} updates, {load.deleted} deletes"
+    print(f"seed {seed}: {changes}, {kills} kills, equal after {time.monotonic() - started:.0f} s", flush=True)
 
 
-def run_kills(source: Any, target: PostgresServer, folder: Path, seed: int, kills: int) -> None:
+def run_copies(pipeline: Pipeline, seed: int, deadline: float) -> None:
+    """Kill, change, copy; then come to rest and compare."""
+    names = make_tables(pipeline)
+    pipeline.configure(replicator=SMALL)
+    moments, disturbance = random.Random(seed), Disturbance(pipeline, names)
+    number = kills = steps = 0
+    while time.monotonic() < deadline:
+        number += 1
+        for _ in range(KILLS_A_ROUND):
+            service = pipeline.start("replicator", "run")
+            until = time.monotonic() + moments.uniform(0.5, 6.0)
+            while time.monotonic() < until:
+                disturbance.step()
+                steps += 1
+                time.sleep(moments.uniform(0.0, 0.05))
+            if moments.random() < 0.3 and pipeline.has_table(names[-1]):
+                pipeline.conn.execute("SELECT warehouse.resync(%s)", (f"{pipeline.source.name}.{moments.choice(names)}",))
+            service.kill()
+            kills += 1
+        service = pipeline.start("replicator", "run")
+        pipeline.sync()
+        pipeline.assert_equal(*names)
+        assert service.stop() == 0, service.read_log()
+        print(f"round {number}: {kills} kills, {steps} transactions, equal", flush=True)
+        for name in names:
+            pipeline.conn.execute("SELECT warehouse.resync(%s)", (f"{pipeline.source.name}.{name}",))
+    disturbance.close()
+
+
+def run_kills(pipeline: Pipeline, seed: int, kills: int) -> None:
     """Kill the replicator so many times; compare after every thirty."""
     moments, deaths = random.Random(seed), Counter[str]()
     forks = multiprocessing.get_context("forkserver")
     forks.set_forkserver_preload(["replicator.run"])
-    login = Database(target.host, target.port, target.user, target.password, "postgres")
-    with login.connect(autocommit=True) as conn:
-        conn.execute("CREATE DATABASE kills")
-    with make_source_database(source) as database, make_pipeline(database, replace(login, name="kills"), folder) as pipeline:
-        pipeline.configure(replicator={"batch_rows": 50}, log={"level": "error"})
-        churn = Churn(pipeline, seed)
-        pipeline.catch_up()
-        churn.start()
-        for number in range(kills):
-            point = (*POINTS, "")[number % (len(POINTS) + 1)]
-            if point in COPYING:
-                pipeline.conn.execute("SELECT resync(%s)", (f"{database.name}.copied",))
-            nth = 1 if point in COPYING else moments.randint(1, 2 if point == "truncate" else 8)
-            process = forks.Process(target=replicate, args=(pipeline.file, point, nth))
-            process.start()
-            # The last kind of death comes from outside, at any moment.
-            process.join(LONGEST_S if point else moments.uniform(0.2, 2))
-            assert process.is_alive() is not bool(point), f"{point} was not reached"
-            process.kill()
-            process.join()
-            assert process.exitcode == -9, f"{point}: exit {process.exitcode}"
-            deaths[point or "any moment"] += 1
-            if number % 30 == 29 or number == kills - 1:
-                churn.stop()
-                pipeline.catch_up()
-                assert_same(pipeline)
-                print(f"{number + 1} kills, {churn.transactions} transactions: equal", flush=True)
-                churn = churn.again()
-        churn.stop()
+    pipeline.configure(replicator={"batch_rows": 50}, log={"level": "error"})
+    churn = Churn(pipeline, seed)
+    pipeline.catch_up()
+    churn.start()
+    for number in range(kills):
+        point = (*POINTS, "")[number % (len(POINTS) + 1)]
+        if point in COPYING:
+            pipeline.conn.execute("SELECT resync(%s)", (f"{pipeline.source.name}.copied",))
+        nth = 1 if point in COPYING else moments.randint(1, 2 if point == "truncate" else 8)
+        process = forks.Process(target=replicate, args=(pipeline.file, point, nth))
+        process.start()
+        # The last kind of death comes from outside, at any moment.
+        process.join(LONGEST_S if point else moments.uniform(0.2, 2))
+        assert process.is_alive() is not bool(point), f"{point} was not reached"
+        process.kill()
+        process.join()
+        assert process.exitcode == -9, f"{point}: exit {process.exitcode}"
+        deaths[point or "any moment"] += 1
+        if number % 30 == 29 or number == kills - 1:
+            churn.stop()
+            pipeline.catch_up()
+            assert_same(pipeline)
+            print(f"{number + 1} kills, {churn.transactions} transactions: equal", flush=True)
+            churn = churn.again()
+    churn.stop()
     print(", ".join(f"{name} {count}" for name, count in sorted(deaths.items())))
 
 

@@ -62,13 +62,15 @@ def end_load(pipeline: Pipeline, load: Load, services: dict[str, Service]) -> No
 
 
 def test_source_connection_is_cut(pipeline: Pipeline, source_proxy: Proxy) -> None:
-    """Cut at once, and in the middle of events, again and again."""
+    """Reset and ended at once and in the middle of events, on a line that is fast, slow or a trickle, again and again."""
     load, services = start_load(pipeline, scored=False)
-    for after_bytes in (0, 1, 40_000, 777, 200_000):
+    for number, after_bytes in enumerate((0, 1, 40_000, 777, 200_000, 9_001)):
         before = source_proxy.connections
-        source_proxy.cut(after_bytes)
+        source_proxy.slow(*((), (0.005, 1e6), (0.001, 30_000))[number % 3])
+        source_proxy.cut(after_bytes, orderly=number % 2 == 1)
         pipeline.wait_until(lambda before=before: source_proxy.connections > before or not load.is_alive())  # type: ignore[misc]
         time.sleep(0.2)
+    source_proxy.slow()
     end_load(pipeline, load, services)
 
 
@@ -101,13 +103,15 @@ def test_copy_is_cut(pipeline: Pipeline, source_proxy: Proxy) -> None:
 
 
 def test_warehouse_connection_is_cut(mysql_pipeline: Pipeline, warehouse_proxy: Proxy) -> None:
-    """Both services lose Postgres in the middle of transactions, again and again."""
+    """Both services lose Postgres in the middle of transactions and of packets, on a line with delay, again and again."""
     load, services = start_load(mysql_pipeline)
-    for after_bytes in (0, 1, 3000, 777, 9000):
+    for number, after_bytes in enumerate((0, 1, 3000, 777, 9000)):
         before = warehouse_proxy.connections
-        warehouse_proxy.cut(after_bytes)
+        warehouse_proxy.slow(0.003 * number, 1e6)
+        warehouse_proxy.cut(after_bytes, orderly=number % 2 == 1)
         mysql_pipeline.wait_until(lambda before=before: warehouse_proxy.connections > before + 1 or not load.is_alive())  # type: ignore[misc]
         time.sleep(0.2)
+    warehouse_proxy.slow()
     end_load(mysql_pipeline, load, services)
 
 

@@ -1,5 +1,6 @@
 """The command `replicator` as an operator meets it: exit codes, signals, standby, what it prints and what it never prints."""
 
+import itertools
 import json
 import signal
 import time
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from replicator.check import check_server_id
+from replicator.clock import SourceClock
 from replicator.source import Source
 from tests.fixtures.pipeline import SOURCE, Pipeline, make_pipeline
 from tests.fixtures.servers import Database, MakeServer, SourceDatabase, make_source_database
@@ -103,9 +105,10 @@ def test_standby_takes_over(pipeline: Pipeline) -> None:
 def test_standby_takes_over_from_a_frozen_process(mysql_pipeline: Pipeline) -> None:
     """A process that is stopped keeps its session and its lock: a standby ends them, and the other stands by once it wakes."""
     pipeline = mysql_pipeline
-    pipeline.configure(replicator={"takeover_s": 3})
     pipeline.source.execute(TABLE)
     first = start_following(pipeline)
+    # from elsewhere a server may have another address
+    pipeline.configure(warehouse={"host": "localhost"})
     second = pipeline.start("replicator", "run")
     pipeline.wait_until(lambda: "standby" in second.read_log())
     first.process.send_signal(signal.SIGSTOP)
@@ -138,8 +141,30 @@ def test_status(pipeline: Pipeline) -> None:
         runway = pipeline.status("binlog_runway")
         expiry = float(pipeline.source.execute("SELECT @@global.binlog_expire_logs_seconds")[0][0])
         assert runway is None if expiry == 0 else runway.total_seconds() == expiry
+        look_at_clocks(pipeline)
     pipeline.conn.execute("UPDATE warehouse.sources SET heard_at = now() - interval '1 hour'")
     assert pipeline.status("lag_ms") >= 3_600_000
+
+
+def look_at_clocks(pipeline: Pipeline) -> None:
+    """The difference of the clocks is measured, and lag is told with it: never negative, and right whichever is ahead."""
+    source, clock, row = Source(pipeline.settings.source), SourceClock(), itertools.count(10)
+    pipeline.wait_until(lambda: abs(pipeline.status("clock_offset_ms") or 9e9) < 1000)
+
+    def lag_with(ahead_s: int) -> float:
+        # A session's clock can be set; the commit times that follow are true, so all of the difference is lag.
+        source.query(f"SET TIMESTAMP = UNIX_TIMESTAMP(SYSDATE(6)) + {ahead_s}")
+        clock.measure(source, pipeline.conn, SOURCE)
+        assert abs(pipeline.status("clock_offset_ms") - 1000 * ahead_s) < 10_000
+        assert clock.lag_ms(int(1e6 * (time.time() + ahead_s - 100))) > 80_000
+        assert clock.lag_ms(int(1e6 * (time.time() + ahead_s + 100))) == 0
+        pipeline.source.execute(f"INSERT INTO t VALUES ({next(row)}, 1)")
+        pipeline.sync()
+        return float(pipeline.status("lag_ms"))
+
+    pipeline.wait_until(lambda: lag_with(60) > 50_000)
+    assert lag_with(-60) == 0
+    source.close()
 
 
 def test_warning_before_the_binlog_ends(mysql_pipeline: Pipeline) -> None:

@@ -2,6 +2,7 @@
 
 import socket
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -97,6 +98,30 @@ def test_cut_after_bytes(proxy: Proxy) -> None:
         assert read(connection, 5) == b"01234"
         with pytest.raises(ConnectionResetError):
             connection.recv(1)
+
+
+def test_orderly_cut(proxy: Proxy) -> None:
+    """The server seems to have closed the connection in the middle of what it sent."""
+    proxy.cut(after_bytes=5, orderly=True)
+    with connect(proxy) as connection:
+        connection.sendall(b"0123456789")
+        assert read(connection, 10) == b"01234"
+
+
+def test_slow_line(proxy: Proxy) -> None:
+    """What is slow comes late, piece by piece, and unchanged; a cut does not drop what was sent before it."""
+    sent = bytes(range(256)) * 16
+    proxy.slow(0.05, 20_000)
+    with connect(proxy) as connection:
+        began = time.monotonic()
+        connection.sendall(sent)
+        assert connection.recv(len(sent)) == sent[:400]
+        assert read(connection, len(sent) - 400) == sent[400:]
+        # there and back
+        assert time.monotonic() - began >= 0.1 + len(sent) / 20_000
+        proxy.cut(after_bytes=len(sent) // 2, orderly=True)
+        connection.sendall(sent)
+        assert read(connection, len(sent)) == sent[: len(sent) // 2]
 
 
 def test_stall_holds_bytes_back(proxy: Proxy) -> None:
