@@ -52,13 +52,11 @@ def check_keyed(work: Verification) -> None:
     """
     sides = work.sides
     work.watch.begin(sides.table.number, work.check_stop)
-    first_seq = work.read_checkpoint()
-    seen: list[Hashes] = []
-    span, rows = Span(), work.chunk_rows
-    while True:
+    stage, rows = work.take_up(), work.chunk_rows
+    while not stage.is_done:
         work.wait_turn()
         try:
-            span, keys = _check_span(work, span, rows)
+            stage.span, keys = _check_span(work, stage.span, rows)
         except ChunkTooLarge:
             if rows == 1 or not sides.is_paged:
                 raise TableChanged(f"more than {MOST_BYTES >> 20} MiB would have to be compared at once") from None
@@ -66,14 +64,13 @@ def check_keyed(work: Verification) -> None:
             continue
         work.tally.chunks += 1
         work.tally.rows += len(keys)
-        work.note_progress()
         if not sides.is_shared:
-            seen.append(keys)
-        if not span.upto:
-            break
+            stage.seen.append(keys)
+        stage.is_done = not stage.span.upto
+        work.note_chunk(stage)
         rows = min(work.chunk_rows, 2 * rows)
     if not sides.is_shared:
-        _find_extra(work, np.concatenate(seen), first_seq)
+        _find_extra(work, np.concatenate(stage.seen), stage.first_seq)
 
 
 def _check_span(work: Verification, before: Span, rows: int) -> tuple[Span, Hashes]:

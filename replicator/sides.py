@@ -68,6 +68,7 @@ class Sides:
         pause: called between blocks; raises where the work is to end.
 
     Attributes:
+        since: the mirror is what it is since then; None before the first look.
         is_paged: the source can be read in ranges of the key.
         is_shared: both sides order the keys alike, so that a span holds the same keys in the mirror.
     """
@@ -77,7 +78,7 @@ class Sides:
     ) -> None:
         self.conn, self.source, self.name, self.found, self.table, self._pause = conn, source, name, found, table, pause
         self.is_key = np.array([i in found.key for i in range(len(found.columns))], np.uint8)
-        self._since: datetime | None = None
+        self.since: datetime | None = None
         self._excluded: list[str] = []
         self._order = KeyOrder.read(source, found)
         self._reader: RangeReader | None = None
@@ -92,6 +93,11 @@ class Sides:
             conn.execute(sql.SQL("SET {} = off").format(sql.Identifier(setting)))
         if table.key:
             self._make_stage()
+
+    @property
+    def key_order(self) -> list[str]:
+        """The key's columns in the order of the index; none where the table is not read in ranges."""
+        return [] if self._order is None else [column.name for column in self._order.columns]
 
     # ------------------------------------------------------------------------------------------------ the source
     def read_next(self, before: Span, rows: int) -> tuple[Rows, Span]:
@@ -165,9 +171,9 @@ class Sides:
         row = self.conn.execute(QUERIES["read_table"], {"source": self.name, "table": self.table.name}).fetchone()
         if row is None or row[0] != "Synced" or row[2] or not row[3]:
             raise TableChanged(f"{self.table.name} is {'gone' if row is None else row[0]}, so it cannot be compared now")
-        if self._since not in (None, row[1]):
+        if self.since not in (None, row[1]):
             raise TableChanged(f"{self.table.name} was copied or altered while it was compared")
-        self._since, self._excluded = row[1], list(row[4])
+        self.since, self._excluded = row[1], list(row[4])
 
     def read_mirror(self, span: Span, source: Rows) -> Rows:
         """The mirror's rows of a span; where the two sides may not order keys alike, those with the keys of these rows."""

@@ -6,18 +6,20 @@ keyless_check.py.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import structlog
 from psycopg import sql
 
 from replicator.mirror import key_object
 from replicator.position import Position, parse_gtids
-from replicator.rows import Indexes, Rows
-from replicator.sides import QUERIES, Sides
+from replicator.rows import Hashes, Indexes, Rows
+from replicator.sides import QUERIES, Sides, Span
 from replicator.watch import Repair, Watch
 from warehouse.errors import TryLater
 from warehouse.settings import VerifySettings
@@ -36,7 +38,26 @@ class StreamStands(TryLater):
 
 
 class Interrupted(Exception):
-    """The replicator stops; the verification begins again with the next one."""
+    """The replicator stops; the verification goes on with the next one."""
+
+
+# Of what is kept for going on, and of the hashes in it.
+_FORM = 1
+
+
+@dataclass
+class Stage:
+    """How far a comparison is that goes range by range.
+
+    Attributes:
+        span: the last one compared. seen: hashes of the source's keys up to there, where they will be needed.
+        first_seq: what the mirror has up to here was there before the first look. is_done: no range is left.
+    """
+
+    span: Span
+    seen: list[Hashes]
+    first_seq: int
+    is_done: bool = False
 
 
 @dataclass
@@ -64,11 +85,12 @@ class Verification:
         number: in warehouse.verifications. sides: the table. watch: where the stream is.
         repair: whether what differs is to be written again. rows_per_s: the most rows to be read in a second.
         stopping: whether the replicator stops.
+        kept: where an earlier process left off; None where it is the first one.
     """
 
     def __init__(
         self, number: int, sides: Sides, watch: Watch, settings: VerifySettings, *, repair: bool, rows_per_s: float,
-        stopping: Callable[[], bool],
+        stopping: Callable[[], bool], kept: dict[str, Any] | None,
     ) -> None:  # fmt: skip
         self.number, self.sides, self.watch, self.settings = number, sides, watch, settings
         self.repair, self.rows_per_s, self._stopping = repair, rows_per_s, stopping
@@ -77,9 +99,20 @@ class Verification:
         self.position = sides.source.position()
         self.chunk_rows = max(1, min(settings.chunk_rows, round(rows_per_s)))
         self._began_at = time.monotonic()
+        # What an earlier process compared says nothing of a table that was copied or altered since.
+        self._kept = kept if kept is not None and kept.get("table") == self._describe_table() else None
+
+    def _describe_table(self) -> list[Any]:
+        return [_FORM, str(self.sides.since), self.sides.key_order, self.sides.is_shared]
 
     def begin(self) -> None:
-        """Note from when on the comparison counts."""
+        """Note from when on the comparison counts, or go on with one that was interrupted."""
+        if self._kept is not None:
+            self.tally = Tally(*self.sides.conn.execute(QUERIES["go_on"], {"id": self.number}).fetchone() or ())
+            # the pace is that of this process
+            self._began_at -= self.tally.rows / self.rows_per_s
+            log.info("verification goes on", table=self.sides.table.name, rows=self.tally.rows, chunks=self.tally.chunks)
+            return
         now = self.sides.source.query("SELECT UTC_TIMESTAMP(6)")[0][0]
         facts = {"id": self.number, "at": f"{now}+00", "position": str(self.position)}
         self.sides.conn.execute(QUERIES["begin"], facts)
@@ -148,6 +181,31 @@ class Verification:
             self.check_stop()
             if time.monotonic() > deadline:
                 raise StreamStands(f"the stream did not come to {self.position} within {PATIENCE_S:.0f} s")
+
+    # ------------------------------------------------------------------------------------------------ going on
+    def take_up(self) -> Stage:
+        """Where to begin: at the table's beginning, or where an earlier process left off."""
+        kept = self._kept
+        if kept is None:
+            return Stage(Span(), [], self.read_checkpoint())
+        rows = self.sides.conn.execute(QUERIES["read_seen"], {"id": self.number}).fetchall()
+        span = Span(upto=tuple(bytes.fromhex(part) for part in kept["upto"]), high=bytes.fromhex(kept["high"]))
+        return Stage(span, [np.frombuffer(hashes, np.uint64) for (hashes,) in rows], kept["first_seq"], kept["is_done"])
+
+    def note_chunk(self, stage: Stage) -> None:
+        """Write the tally, and where to go on after a restart, together."""
+        span = stage.span
+        resume = {
+            "table": self._describe_table(), "upto": [part.hex() for part in span.upto], "high": span.high.hex(),
+            "first_seq": stage.first_seq, "is_done": stage.is_done,
+        }  # fmt: skip
+        conn, facts = self.sides.conn, {"id": self.number}
+        with conn.transaction():
+            self.note_progress()
+            conn.execute(QUERIES["note_chunk"], facts | {"resume": json.dumps(resume)})
+            if not self.sides.is_shared:
+                hashes = stage.seen[-1].tobytes()
+                conn.execute(QUERIES["note_seen"], facts | {"chunk": self.tally.chunks, "hashes": hashes})
 
     # ------------------------------------------------------------------------------------------------ what was found
     def note_progress(self) -> None:

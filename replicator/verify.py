@@ -48,7 +48,7 @@ class Verifier:
         self._thread.start()
 
     def close(self) -> None:
-        """End the thread; what it was at is begun again by the next one."""
+        """End the thread; the next one goes on with what it was at."""
         self._stop.set()
         self._thread.join()
         self._watch.end()
@@ -72,7 +72,7 @@ class Verifier:
         """Take up what is asked for, one table after another.
 
         Raises:
-            TryLater: a server is away; what was at hand is begun again.
+            TryLater: a server is away; what was at hand is taken up again.
         """
         name = self._registry.name
         source = Source(self._settings.source)
@@ -87,7 +87,7 @@ class Verifier:
                 else:
                     self._verify(conn, source, *request)
 
-    def _next(self, conn: Connection) -> tuple[int, str, bool, float | None] | None:
+    def _next(self, conn: Connection) -> tuple[int, str, bool, float | None, dict[str, Any] | None] | None:
         """What was asked for first; else, where tables are compared all the time, the one whose turn it is."""
         facts: dict[str, Any] = {"source": self._registry.name}
         row: Any = conn.execute(QUERIES["next_request"], facts).fetchone()
@@ -97,14 +97,17 @@ class Verifier:
             row = conn.execute(QUERIES["next_request"], facts).fetchone()
         return row  # type: ignore[no-any-return]
 
-    def _verify(self, conn: Connection, source: Source, number: int, name: str, repair: bool, rows_per_s: float | None) -> None:
+    def _verify(
+        self, conn: Connection, source: Source, number: int, name: str, repair: bool, rows_per_s: float | None,
+        kept: dict[str, Any] | None,
+    ) -> None:  # fmt: skip
         sides = None
         try:
             sides = self._open(conn, source, name)
             settings = self._settings.verify
             work = Verification(
                 number, sides, self._watch, settings, repair=repair, rows_per_s=rows_per_s or settings.rows_per_s,
-                stopping=self._stop.is_set,
+                stopping=self._stop.is_set, kept=kept,
             )  # fmt: skip
             work.begin()
             (check_keyed if sides.table.key else check_keyless)(work)

@@ -1,12 +1,11 @@
 -- The static SQL of verification. Each statement begins with a line that names it.
 
 -- name: take_up_again
-UPDATE warehouse.verifications SET state = 'Requested', started_at = NULL, chunks = 0, rows = 0, missing = 0, extra = 0, different = 0,
-    repaired = 0, unsettled = 0
+UPDATE warehouse.verifications SET state = 'Requested'
 WHERE source = %(source)s AND state = 'Running'
 
 -- name: next_request
-SELECT id, table_name, repair, rows_per_s FROM warehouse.verifications
+SELECT id, table_name, repair, rows_per_s, resume FROM warehouse.verifications
 WHERE source = %(source)s AND state = 'Requested' ORDER BY id LIMIT 1
 
 -- name: next_due
@@ -20,8 +19,24 @@ ORDER BY v.at NULLS FIRST, t.table_name LIMIT 1
 RETURNING id
 
 -- name: begin
-UPDATE warehouse.verifications SET state = 'Running', started_at = clock_timestamp(), equal_as_of = %(at)s, from_position = %(position)s
+WITH forgotten AS (DELETE FROM warehouse.verification_keys WHERE verification = %(id)s),
+former AS (DELETE FROM warehouse.drift WHERE verification = %(id)s)
+UPDATE warehouse.verifications SET state = 'Running', started_at = clock_timestamp(), equal_as_of = %(at)s, from_position = %(position)s,
+    resume = NULL, chunks = 0, rows = 0, missing = 0, extra = 0, different = 0, repaired = 0, unsettled = 0
 WHERE id = %(id)s
+
+-- name: go_on
+UPDATE warehouse.verifications SET state = 'Running' WHERE id = %(id)s
+RETURNING chunks, rows, missing, extra, different, repaired, unsettled
+
+-- name: read_seen
+SELECT hashes FROM warehouse.verification_keys WHERE verification = %(id)s ORDER BY chunk
+
+-- name: note_seen
+INSERT INTO warehouse.verification_keys (verification, chunk, hashes) VALUES (%(id)s, %(chunk)s, %(hashes)s)
+
+-- name: note_chunk
+UPDATE warehouse.verifications SET resume = %(resume)s WHERE id = %(id)s
 
 -- name: note_progress
 UPDATE warehouse.verifications SET chunks = %(chunks)s, rows = %(rows)s, missing = %(missing)s, extra = %(extra)s,
@@ -29,7 +44,9 @@ UPDATE warehouse.verifications SET chunks = %(chunks)s, rows = %(rows)s, missing
 WHERE id = %(id)s
 
 -- name: finish
-UPDATE warehouse.verifications SET state = %(state)s, reason = %(reason)s, finished_at = clock_timestamp() WHERE id = %(id)s
+WITH forgotten AS (DELETE FROM warehouse.verification_keys WHERE verification = %(id)s)
+UPDATE warehouse.verifications SET state = %(state)s, reason = %(reason)s, resume = NULL, finished_at = clock_timestamp()
+WHERE id = %(id)s
 
 -- name: read_checkpoint
 SELECT file, pos, gtid_set, seq FROM warehouse.checkpoint WHERE source = %(source)s

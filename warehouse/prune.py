@@ -1,6 +1,7 @@
-"""Retention of what the control schema keeps as a record: deletions that everybody has seen, and changes of state.
+"""Retention of records: deletions that everybody has seen, changes of state, comparisons, anomalies and incidents.
 
-Owns the deletion of such rows, in small transactions. Never touches mirrors, and no deletion that a model still has to see.
+Owns the deletion of such rows, in small transactions. Never touches mirrors, no deletion that a model still has to see, and
+nothing that belongs to an open incident.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ def prune_records(conn: Connection, settings: RetentionSettings, source: str) ->
     for query, days in (
         ("prune_deleted_rows", settings.deleted_rows_days),
         ("prune_state_changes", settings.state_changes_days),
+        ("prune_verifications", settings.verifications_days),
+        ("prune_incidents", settings.incidents_days),
+        ("prune_anomalies", settings.anomalies_days),
     ):
         if days is None:
             continue

@@ -114,3 +114,28 @@ DELETE FROM warehouse.state_changes WHERE id = ANY (ARRAY(
         AND EXISTS (SELECT FROM warehouse.state_changes n
                     WHERE n.source = c.source AND n.table_name IS NOT DISTINCT FROM c.table_name AND n.id > c.id)
     LIMIT %(limit)s))
+
+-- name: prune_verifications
+-- The last finished one of each table stays; drift goes with its comparison.
+DELETE FROM warehouse.verifications WHERE id = ANY (ARRAY(
+    SELECT id FROM warehouse.verifications v
+    WHERE v.source = %(source)s AND v.finished_at < now() - make_interval(secs => %(seconds)s)
+        AND EXISTS (SELECT FROM warehouse.verifications n
+                    WHERE n.source = v.source AND n.table_name = v.table_name AND n.id > v.id AND n.finished_at IS NOT NULL)
+    LIMIT %(limit)s))
+
+-- name: prune_anomalies
+DELETE FROM scorer.anomalies WHERE id = ANY (ARRAY(
+    SELECT a.id FROM scorer.anomalies a
+    LEFT JOIN scorer.incidents i ON i.id = a.incident_id
+    WHERE a.source_table IN (SELECT mirror FROM warehouse.tables WHERE source = %(source)s)
+        AND a.detected_at < now() - make_interval(secs => %(seconds)s) AND (i.id IS NULL OR i.closed_at IS NOT NULL)
+    LIMIT %(limit)s))
+
+-- name: prune_incidents
+WITH old AS (
+    SELECT id FROM scorer.incidents
+    WHERE source = %(source)s AND closed_at < now() - make_interval(secs => %(seconds)s) LIMIT %(limit)s
+),
+found AS (DELETE FROM scorer.anomalies WHERE incident_id IN (SELECT id FROM old))
+DELETE FROM scorer.incidents WHERE id IN (SELECT id FROM old)

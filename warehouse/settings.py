@@ -191,6 +191,15 @@ class RetentionSettings(Section):
         default=30, gt=0, description="of deletions, once every model has seen them; none: for ever"
     )
     state_changes_days: float | None = Field(default=90, gt=0, description="of changes of state; none: for ever")
+    verifications_days: float | None = Field(
+        default=90, gt=0, description="of comparisons with the source and the drift they found, but for the last of each table"
+    )
+    anomalies_days: float | None = Field(
+        default=None, gt=0, description="of anomalies that belong to no open incident; none: for ever"
+    )
+    incidents_days: float | None = Field(
+        default=None, gt=0, description="of closed incidents with their anomalies, by when they closed; none: for ever"
+    )
 
 
 class RefreshSettings(Section):

@@ -208,6 +208,40 @@ def test_records_are_pruned(mysql_pipeline: Pipeline) -> None:
     pipeline.conn.execute("UPDATE scorer.watermarks SET deleted_seq = %s", (third,))
     assert prune_records(pipeline.conn, pipeline.settings.retention, SOURCE) == 1
     assert pipeline.fetch("SELECT seq FROM warehouse.deleted_rows") == [(third,)]
+    prune_findings(pipeline, mirror)
+
+
+def prune_findings(pipeline: Pipeline, mirror: str) -> None:
+    """Old comparisons but for the last one go with their drift; anomalies and incidents only where that is set, and closed."""
+    pipeline.conn.execute(
+        "INSERT INTO warehouse.verifications (source, table_name, state, finished_at)"
+        " SELECT source, table_name, 'Drifted', now() - interval '100 days' FROM warehouse.tables, generate_series(1, 2)"
+    )
+    pipeline.conn.execute(
+        "INSERT INTO warehouse.drift (verification, source, table_name, key, what, position)"
+        " SELECT id, source, table_name, '{}', 'extra', '' FROM warehouse.verifications"
+    )
+    pipeline.conn.execute(
+        "INSERT INTO scorer.incidents (model, model_version, source, entity, closed_at, close_reason, first_seq, last_seq,"
+        " anomalies, peak_score) SELECT 'm', 1, %s, e, at, CASE WHEN at < now() THEN 'ordinary again' END, 1, 1, 1, 1"
+        " FROM (VALUES ('old', now() - interval '40 days'), ('recent', now() - interval '9 days'), ('open', NULL)) v (e, at)",
+        (SOURCE,),
+    )
+    pipeline.conn.execute(
+        "INSERT INTO scorer.anomalies (model, model_version, source_table, row_key, entity, detected_at, score, threshold,"
+        " grade, direction, incident_id, seq)"
+        " SELECT 'm', 1, %s, to_jsonb(id), entity, now() - interval '50 days', 2, 1, 1, 'high', id, 1 FROM scorer.incidents",
+        (mirror,),
+    )
+    found = "SELECT (SELECT string_agg(entity, ' ' ORDER BY id) FROM scorer.incidents), string_agg(entity, ' ' ORDER BY id)"
+    retention = pipeline.settings.retention
+    assert prune_records(pipeline.conn, retention, SOURCE) == 1
+    assert pipeline.fetch("SELECT count(*) FROM warehouse.drift") == [(1,)]
+    assert pipeline.fetch(f"{found} FROM scorer.anomalies") == [("old recent open", "old recent open")]
+    prune_records(pipeline.conn, retention.model_copy(update={"incidents_days": 30}), SOURCE)
+    assert pipeline.fetch(f"{found} FROM scorer.anomalies") == [("recent open", "recent open")]
+    prune_records(pipeline.conn, retention.model_copy(update={"anomalies_days": 30}), SOURCE)
+    assert pipeline.fetch(f"{found} FROM scorer.anomalies") == [("recent open", "open")]
 
 
 @pytest.mark.parametrize(

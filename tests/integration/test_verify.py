@@ -289,3 +289,35 @@ def test_all_the_time(mysql_pipeline: Pipeline) -> None:
         pipeline.wait_until(lambda: pipeline.fetch(repaired) == [({"id": 2},)])
         pipeline.wait_until(lambda: pipeline.fetch(query) == [(2,)])
     pipeline.assert_equal("t", order="1")
+
+
+def test_goes_on_after_a_restart(mysql_pipeline: Pipeline) -> None:
+    """Killed in the middle, a comparison goes on behind its last chunk, and still finds what lies before and behind that."""
+    pipeline = mysql_pipeline
+    pipeline.source.execute("CREATE TABLE t (id INT PRIMARY KEY, v INT)", "CREATE TABLE s (id VARCHAR(9) PRIMARY KEY, v INT)")
+    numbers = range(100, 160)
+    for name in "ts":
+        pipeline.source.execute(f"INSERT INTO {name} VALUES " + ", ".join(f"('{number}', 1)" for number in numbers))
+    pipeline.configure(verify={"chunk_rows": 5})
+    service = pipeline.start("replicator", "run")
+    pipeline.wait_until(lambda: pipeline.status("state") == "Streaming" and not pipeline.is_copying())
+    for name in "ts":
+        mirror = f'"{pipeline.source.name}".{name}'
+        pipeline.conn.execute(f"UPDATE {mirror} SET v = 2 WHERE id IN ('101', '158')")
+        pipeline.conn.execute(f"INSERT INTO {mirror} (id, _seq) VALUES ('102222', 1)")
+    for name in "ts":
+        # a chunk in a quarter of a second
+        [(number,)] = pipeline.fetch("SELECT warehouse.verify(%s, false, 20)", f"{pipeline.source.name}.{name}")
+        row = "SELECT chunks, rows, missing, different, extra, state, equal_as_of FROM warehouse.verifications WHERE id = %s"
+        pipeline.wait_until(lambda number=number, row=row: pipeline.fetch(row, number)[0][0] >= 3)  # type: ignore[misc]
+        service.kill()
+        before = pipeline.fetch(row, number)[0]
+        assert before[0] < 12
+        service = pipeline.start("replicator", "run")
+        pipeline.wait_until(lambda number=number, row=row: pipeline.fetch(row, number)[0][5] == "Drifted")  # type: ignore[misc]
+        assert "verification goes on" in service.read_log()
+        assert pipeline.fetch(row, number)[0] == (13, 60, 0, 2, 1, "Drifted", before[6])
+        found = "SELECT key ->> 'id' FROM warehouse.drift WHERE verification = %s ORDER BY id"
+        assert sorted(key for (key,) in pipeline.fetch(found, number)) == ["101", "102222", "158"]
+    assert pipeline.fetch("SELECT count(*) FROM warehouse.verification_keys") == [(0,)]
+    assert service.stop() == 0
