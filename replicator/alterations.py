@@ -16,6 +16,7 @@ from replicator.apply import REFUSALS, Applier
 from replicator.column_facts import read_facts
 from replicator.errors import SchemaChanged
 from replicator.evolution import CopyNeeded, Evolution, plan_evolution
+from replicator.history import find_kept
 from replicator.items import Statement
 from replicator.mirror import LIVE, MirrorTable
 from replicator.reshape import reshape
@@ -80,6 +81,7 @@ def _carry_out(
                 applier.conn, registry.name, table, evolution, last, statement.commit_us, drops=registry.drops_columns
             )
         table.columns, table.key, table.dirty = evolution.columns, evolution.key, True
+        table.kept = find_kept(applier.conn, table)
         if evolution.doubtful_until is not None:
             registry.set_state(table, "Snapshotting", "an ALTER is being confirmed")
             table.consistent_from, table.exact = evolution.doubtful_until, False
@@ -88,7 +90,7 @@ def _carry_out(
     try:
         seq = applier.change_mirrors(statement.position, seq, statement.commit_us, change)
     except BaseException:
-        for name in ("columns", "key", "state", "reason", "consistent_from", "exact"):
+        for name in ("columns", "key", "state", "reason", "consistent_from", "exact", "kept"):
             setattr(table, name, getattr(before, name))
         raise
     log.info(

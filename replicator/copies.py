@@ -22,9 +22,9 @@ from replicator.copy_reader import Anchor, Pages, RangeDone, RangeFailed, Reader
 from replicator.copy_write import sweep, write_slices
 from replicator.crash import reach
 from replicator.errors import SchemaChanged, SourceUnavailable, TableProblem
+from replicator.fit import fit_mirror, keep_key, leave_rows
 from replicator.key_order import KeyOrder, NotAKey
 from replicator.mirror import QUERIES, MirrorTable
-from replicator.mirror_ddl import create_mirror, fit_mirror, has_same_key
 from replicator.position import Position
 from replicator.schema import Registry
 from replicator.snapshot import CopyRefused, describe_again, drop_request
@@ -63,6 +63,7 @@ class Copies:
         self._pages: Pages | None = None
         self._readers: Readers | None = None
         self._rows_per_s = 100_000.0
+        self._position: Position | None = None
         self._wrote_at = self._noted_at = self._reported_at = 0.0
 
     @property
@@ -139,16 +140,16 @@ class Copies:
         self, table: MirrorTable, found: SourceTable, order: KeyOrder, seq: int, position: Position, low: Bound, high: Bound
     ) -> None:
         registry, conn = self._registry, self._conn
-        table.describe_as(found)
+        gone = table.describe_as(found)
         table.consistent_from, table.exact = None, False
         registry.set_state(table, "Snapshotting")
         with wrap_errors(table=table.name), conn.transaction():
             registry.write(conn, position)
-            create_mirror(conn, table)
-            if not has_same_key(conn, table):
+            if not keep_key(conn, table):
                 # The rows cannot be found again by a key that they do not have.
+                leave_rows(conn, registry, table)
                 conn.execute(sql.SQL("TRUNCATE {}").format(table.identifier))
-            fit_mirror(conn, table)
+            fit_mirror(conn, registry, table, gone)
             row: Any = conn.execute(sql.SQL("SELECT EXISTS (SELECT FROM {})").format(table.identifier)).fetchone()
             readers, is_filled = self._settings.replicator.snapshot_readers, bool(row[0])
             try:
@@ -188,6 +189,7 @@ class Copies:
 
     def note(self, seq: int, position: Position) -> None:
         """The stream is applied and committed up to here."""
+        self._position = position
         for copy in list(self._copies.values()):
             if copy.table.resync or copy.table.state != "Snapshotting":
                 self.cancel(copy.table)
@@ -337,9 +339,17 @@ class Copies:
     def _find_read(self) -> TableCopy | None:
         """A copy of which all is read and written."""
         for copy in self._copies.values():
-            if copy.drift is not None and all(part.done for part in copy.ranges):
+            if copy.drift is not None and all(part.done for part in copy.ranges) and self._may_sweep(copy):
                 return copy
         return None
+
+    def _may_sweep(self, copy: TableCopy) -> bool:
+        """Whether rows that the copy did not find may go: what they hold in kept columns may be to come under another key."""
+        if not copy.table.kept or not copy.is_filled:
+            return True
+        if copy.read_at is None:
+            copy.read_at = self._source.position()
+        return self._position is not None and self._position.covers(copy.read_at)
 
     def _end_more(self, copy: TableCopy, seq: int) -> int:
         """Take away rows that the source has no longer, some at a time, then end the copy."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from replicator.key_order import Key, KeyOrder
 from replicator.mirror import QUERIES, MirrorTable
+from replicator.position import Position
 from replicator.result import quote_name, quote_table
 from replicator.source import Source, SourceTable
 from replicator.touched import Touched
@@ -62,6 +63,7 @@ class TableCopy:
         low, high: the keys between which the table is copied; None: all of it.
         rows_done, rows_estimate: rows read so far, and about how many there are.
         drift: how much the mirror's count of rows was off when the copy began; None until it is known.
+        read_at: the source's position once all was read, where the stream must be before rows are swept away.
         is_cancelled: nothing more is read or written for it.
     """
 
@@ -76,6 +78,7 @@ class TableCopy:
     high: Bound = None
     rows_done: int = 0
     drift: int | None = None
+    read_at: Position | None = None
     is_cancelled: bool = False
     failures: int = 0
     rows_before: int = 0

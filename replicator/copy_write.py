@@ -50,6 +50,8 @@ def write_slices(writer: MirrorWriter, copy: TableCopy, slices: Sequence[Slice],
             for piece in pieces:
                 target.write(piece)
             target.write(COPY_TRAILER)
+        if table.kept:
+            writer.history.put_back(table)
     after = [each.range.after for each in slices]
     rows_done = copy.rows_done
     try:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Collection
 from contextlib import nullcontext
 
 import structlog
@@ -182,15 +183,24 @@ class Follower:
         self.saved = True
         self.progress.note()
 
-    def copy_requested(self) -> None:
+    def copy_requested(self, requests: Collection[str] = ()) -> None:
         """Begin the copies that are due: beside the stream where that can be, else at once, and the stream waits.
 
         What the stream decoded before was committed before the copy began, so a copied table may miss it; what it decodes
-        after is decoded for the tables as they are then.
+        after is decoded for the tables as they are then. A table that was Synced until now, and has the same columns still,
+        misses nothing: rows outside of a range that is copied need it, and so do kept columns where a key moves.
+
+        Args:
+            requests: tables of which somebody asked for a copy.
         """
-        if not any(self._is_due(table) for table in self.registry.by_number):
+        asked = [table for table in self.registry.by_number if table.name in requests and self.registry.matches(table.name)]
+        if not asked and not any(self._is_due(table) for table in self.registry.by_number):
             return
         with nullcontext() if self._ahead is None else self._ahead.hold():
+            followed = {t.number: (t.columns, t.key) for t in asked if t.state == "Synced" and not t.resync}
+            for table in asked:
+                # not earlier: the stream's thread passes such a table over
+                table.resync = True
             self.registry.read_foreign_keys()
             with wrap_errors():
                 self.registry.refuse_taken(self.conn)
@@ -207,7 +217,8 @@ class Follower:
             if self._stream is not None:
                 first_plan = self._stream.renew_choices()
                 for table in wanted:
-                    table.first_plan = first_plan
+                    if followed.get(table.number) != (table.columns, table.key):
+                        table.first_plan = first_plan
                 place, is_inside = self._stream.decoded_to()
                 self.copies.wait_for(wanted, place, is_inside=is_inside)
         self.save()

@@ -46,6 +46,7 @@ class MirrorTable:
         first_plan: changes decoded by older plans were committed before the last copy began, which brought what they left.
             Applying some of them late, and not those that were passed over meanwhile, would bring back old values.
         copied_after: the last copy began behind this position, so it holds what an ALTER before it did.
+        kept: the mirror's columns that the source has no longer. What rows hold in them stays with them; see history.py.
         dirty: differs from what warehouse.tables says.
     """
 
@@ -64,6 +65,7 @@ class MirrorTable:
     touched: Touched | None = field(default=None, repr=False)
     first_plan: int = 0
     copied_after: Position | None = None
+    kept: tuple[str, ...] = ()
     dirty: bool = field(default=False, repr=False)
 
     @property
@@ -103,9 +105,12 @@ class MirrorTable:
         since = self.consistent_from if self.exact else self.copied_after
         return since is not None and since.covers(at)
 
-    def describe_as(self, found: SourceTable) -> None:
-        """Take the columns and the key that the source has now."""
+    def describe_as(self, found: SourceTable) -> list[str]:
+        """Take the columns and the key that the source has now; the mirror's names of columns that went."""
+        before = [column["mirror_name"] for column in self.columns]
         self.columns, self.key = describe_columns(found.columns), [found.columns[i].name for i in found.key]
+        now = {column["mirror_name"] for column in self.columns}
+        return [name for name in before if name not in now]
 
     def is_described_as(self, found: SourceTable) -> bool:
         """Whether columns and key are those that the source has now."""

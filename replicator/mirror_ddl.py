@@ -1,6 +1,7 @@
 """The mirror's DDL: a table, its indexes and its key, made and changed to what the source has.
 
-Owns the CREATE and ALTER of the mirror's schemas; reshape.py puts them together where there are rows.
+Owns the CREATE and ALTER of the mirror's schemas. What is altered when is said in reshape.py, where values stay the same, and
+in fit.py, where a copy follows.
 """
 
 from __future__ import annotations
@@ -9,15 +10,18 @@ import re
 from typing import Any
 
 import psycopg
+import structlog
 from psycopg import sql
 
 from replicator.mirror import MirrorTable
-from replicator.typemap import mirror_identifier
+from replicator.typemap import ROW_HASH, mirror_identifier
 from warehouse.db import Connection
+
+log = structlog.get_logger()
 
 
 def create_mirror(conn: Connection, table: MirrorTable) -> None:
-    """Create a mirror with its index, or bring an existing one to the columns of the source; see fit_mirror."""
+    """Create a mirror with its indexes, where there is none."""
     schema, _, name = table.mirror.partition(".")
     columns = sql.SQL(", ").join(
         [sql.SQL("{} {}").format(sql.Identifier(c["mirror_name"]), type_sql(c["mirror_type"])) for c in table.columns]
@@ -33,8 +37,9 @@ def create_mirror(conn: Connection, table: MirrorTable) -> None:
     )
     indexes: list[tuple[str, sql.Composable]] = [("__seq", sql.SQL("_seq"))]
     if not table.key:
-        # a mirror that had a key has no such column yet
-        conn.execute(sql.SQL("ALTER TABLE {} ADD COLUMN IF NOT EXISTS _row_hash bigint").format(table.identifier))
+        if ROW_HASH not in column_types(conn, table):
+            # a mirror that had a key has no such column yet
+            conn.execute(sql.SQL("ALTER TABLE {} ADD COLUMN _row_hash bigint").format(table.identifier))
         indexes.append(("__row_hash", sql.SQL("_row_hash, _seq")))
     names = {column["name"].lower(): column["mirror_name"] for column in table.columns}
     for foreign in table.foreign_keys:
@@ -66,54 +71,8 @@ def drop_primary_key(conn: Connection, table: MirrorTable) -> None:
     conn.execute(sql.SQL("ALTER TABLE {} DROP CONSTRAINT {}").format(table.identifier, sql.Identifier(row[0])))
 
 
-def has_same_key(conn: Connection, table: MirrorTable) -> bool:
-    """Whether the keys in the mirror can be compared with those of the source."""
-    found = mirror_key(conn, table)
-    wanted = {column["mirror_name"]: column["mirror_type"] for column in table.columns if column["name"] in table.key}
-    return found.keys() == wanted.keys() and all(_same_type(conn, found[name], wanted[name]) for name in wanted)
-
-
-def fit_mirror(conn: Connection, table: MirrorTable) -> None:
-    """Change the columns and the key of an empty mirror to those of the source, without dropping it or any of its columns.
-
-    Views depend on a mirror, and a column that vanished at the source is history.
-    """
-    rows = conn.execute(
-        "SELECT attname, format_type(atttypid, atttypmod), attnotnull FROM pg_attribute"
-        " WHERE attrelid = format('%%I.%%I', %s::text, %s::text)::regclass AND attnum > 0 AND NOT attisdropped",
-        tuple(table.mirror.split(".", 1)),
-    )
-    found = {str(name): (str(type_), bool(required)) for name, type_, required in rows}
-    alter = sql.SQL("ALTER TABLE {} ").format(table.identifier)
-    old_key = mirror_key(conn, table)
-    new_key = set(old_key) != set(table.key_names)
-    if new_key and old_key:
-        drop_primary_key(conn, table)
-    for name, (_, required) in found.items():
-        if required and name not in (*table.key_names, "_seq"):
-            conn.execute(alter + sql.SQL("ALTER COLUMN {} DROP NOT NULL").format(sql.Identifier(name)))
-    for column in table.columns:
-        identifier, wanted = sql.Identifier(column["mirror_name"]), type_sql(column["mirror_type"])
-        if column["mirror_name"] not in found:
-            conn.execute(alter + sql.SQL("ADD COLUMN {} {}").format(identifier, wanted))
-        elif not _same_type(conn, found[column["mirror_name"]][0], column["mirror_type"]):
-            try:
-                with conn.transaction():
-                    # Postgres refuses this while a view reads the column; the next refresh makes the derived views anew.
-                    conn.execute("SELECT warehouse.drop_views_of(%s)", (table.mirror,))
-                    conn.execute(alter + sql.SQL("ALTER COLUMN {0} TYPE {1} USING NULL::{1}").format(identifier, wanted))
-            except psycopg.errors.FeatureNotSupported:
-                # somebody's own view reads it, and goes on reading it
-                if column["name"] in table.key and not new_key:
-                    drop_primary_key(conn, table)
-                    new_key = True
-                set_aside_column(conn, table, column["mirror_name"])
-                conn.execute(alter + sql.SQL("ADD COLUMN {} {}").format(identifier, wanted))
-    if new_key and table.key:
-        conn.execute(alter + sql.SQL("ADD PRIMARY KEY ({})").format(sql.SQL(", ").join(table.key_identifiers)))
-
-
-def _same_type(conn: Connection, first: str, second: str) -> bool:
+def is_same_type(conn: Connection, first: str, second: str) -> bool:
+    """Whether two types are the same, under whatever names."""
     row: Any = conn.execute(
         "SELECT format_type(to_regtype(split_part(%(b)s, '(', 1)), NULL) = split_part(%(a)s, '(', 1)",
         {"a": first, "b": second},
@@ -136,13 +95,14 @@ def alter_mirror(conn: Connection, table: MirrorTable, what: sql.Composable) -> 
     conn.execute(sql.SQL("ALTER TABLE {} {}").format(table.identifier, what))
 
 
-def _column_names(conn: Connection, table: MirrorTable) -> set[str]:
+def column_types(conn: Connection, table: MirrorTable) -> dict[str, tuple[str, bool]]:
+    """All columns that the mirror has: name -> type, and whether it is NOT NULL."""
     rows = conn.execute(
-        "SELECT attname FROM pg_attribute WHERE attrelid = format('%%I.%%I', %s::text, %s::text)::regclass"
-        " AND attnum > 0 AND NOT attisdropped",
+        "SELECT attname, format_type(atttypid, atttypmod), attnotnull FROM pg_attribute"
+        " WHERE attrelid = format('%%I.%%I', %s::text, %s::text)::regclass AND attnum > 0 AND NOT attisdropped",
         tuple(table.mirror.split(".", 1)),
     )
-    return {str(name) for (name,) in rows}
+    return {str(name): (str(type_), bool(required)) for name, type_, required in rows}
 
 
 def rename_column(conn: Connection, table: MirrorTable, old: str, new: str, *, has_raw: bool) -> None:
@@ -156,11 +116,21 @@ def rename_column(conn: Connection, table: MirrorTable, old: str, new: str, *, h
         )
 
 
+def drop_derived_views(conn: Connection, table: MirrorTable) -> None:
+    """Drop the derived views that read a mirror, which the next refresh makes again, unless somebody's own view reads one."""
+    try:
+        with conn.transaction():
+            conn.execute("SELECT warehouse.drop_views_of(%s)", (table.mirror,))
+    except psycopg.errors.DependentObjectsStillExist:
+        log.warning("derived views stay", table=table.name, reason="somebody's own view reads one of them")
+
+
 def set_aside_column(conn: Connection, table: MirrorTable, name: str, *, has_raw: bool = False) -> str | None:
     """Give a column that the mirror has under this name another one, which is returned; None where there is no such column."""
-    names = _column_names(conn, table)
+    names = column_types(conn, table)
     if name not in names:
         return None
+    drop_derived_views(conn, table)
     number, free = 1, mirror_identifier(name + _HISTORY)
     while free in names:
         number += 1
@@ -168,3 +138,46 @@ def set_aside_column(conn: Connection, table: MirrorTable, name: str, *, has_raw
     rename_column(conn, table, name, free, has_raw=has_raw)
     alter_mirror(conn, table, sql.SQL("ALTER COLUMN {} DROP NOT NULL").format(sql.Identifier(free)))
     return free
+
+
+def drop_column(conn: Connection, table: MirrorTable, name: str) -> None:
+    """Drop a column, unless somebody's view holds it."""
+    try:
+        with conn.transaction():
+            conn.execute("SELECT warehouse.drop_views_of(%s)", (table.mirror,))
+            alter_mirror(conn, table, sql.SQL("DROP COLUMN {}").format(sql.Identifier(name)))
+    except psycopg.errors.DependentObjectsStillExist:
+        log.warning("column kept", table=table.name, column=name, reason="a view reads it")
+
+
+def retype_column(conn: Connection, table: MirrorTable, name: str, mirror_type: str, *, has_raw: bool) -> None:
+    """Give a column a wider type: in place, or, where somebody's view holds it, by a new column beside it."""
+    column, type_ = sql.Identifier(name), type_sql(mirror_type)
+    change = sql.SQL("ALTER COLUMN {0} TYPE {1} USING {0}::{1}").format(column, type_)
+    try:
+        with conn.transaction():
+            conn.execute("SELECT warehouse.drop_views_of(%s)", (table.mirror,))
+            alter_mirror(conn, table, change)
+        return
+    except (psycopg.errors.FeatureNotSupported, psycopg.errors.DependentObjectsStillExist):
+        pass
+    key = table.key_names
+    if name in key:
+        drop_primary_key(conn, table)
+    old = set_aside_column(conn, table, name, has_raw=has_raw)
+    assert old is not None, "it was there a moment ago"
+    alter_mirror(conn, table, sql.SQL("ADD COLUMN {} {}").format(column, type_))
+    conn.execute(sql.SQL("UPDATE {} SET {} = {}::{}").format(table.identifier, column, sql.Identifier(old), type_))
+    if has_raw:
+        conn.execute(
+            sql.SQL("UPDATE {0} SET _raw = _raw - {1} || jsonb_build_object({2}, _raw -> {1}) WHERE _raw ? {1}").format(
+                table.identifier, old, name
+            )
+        )
+    if name in key:
+        add_key(conn, table, key)
+
+
+def add_key(conn: Connection, table: MirrorTable, names: list[str]) -> None:
+    """Make these columns the mirror's primary key."""
+    alter_mirror(conn, table, sql.SQL("ADD PRIMARY KEY ({})").format(sql.SQL(", ").join(map(sql.Identifier, names))))

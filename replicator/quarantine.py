@@ -24,6 +24,7 @@ from replicator import decode
 from replicator.changes import Batch
 from replicator.copy_binary import copy_into, copy_tuples
 from replicator.events import Event
+from replicator.history import History
 from replicator.mirror import LIVE, QUERIES, MirrorTable, key_object
 from replicator.schema import Registry
 from warehouse.db import Connection, wrap_errors
@@ -178,12 +179,16 @@ def _retry(conn: Connection, source: str, table: MirrorTable, raw: bytes, row_se
             ).fetchone()
             if newer[0]:
                 return None
+            history = History(conn)
+            if table.kept:
+                history.save(table, sql.Identifier("pg_temp", "probe"))
             gone = conn.execute(sql.SQL("DELETE FROM {mirror} m USING pg_temp.probe p WHERE {same}").format(**parts)).rowcount
             conn.execute(sql.SQL("UPDATE pg_temp.probe SET _seq = {seq}").format(**parts))
             names = sql.SQL(", ").join(
                 map(sql.Identifier, [*(c["mirror_name"] for c in table.columns), "_seq", "_committed_at", "_raw"])
             )
             conn.execute(sql.SQL("INSERT INTO {mirror} ({0}) SELECT {0} FROM pg_temp.probe").format(names, **parts))
+            history.put_back(table)
             conn.execute(QUERIES["count_retried"], {"source": source, "table": table.name, "rows": 1 - gone, "seq": seq})
             conn.execute(QUERIES["write_seq"], {"source": source, "seq": seq})
             conn.execute(QUERIES["notify"], {"source": source, "seq": seq})

@@ -79,6 +79,21 @@ SELECT attname FROM pg_attribute
 WHERE attrelid = to_regclass(format('%%I.%%I', split_part(%(mirror)s, '.', 1), substr(%(mirror)s, strpos(%(mirror)s, '.') + 1)))
     AND attnum > 0 AND NOT attisdropped
 
+-- name: find_kept
+SELECT coalesce(array_agg(attname ORDER BY attnum), '{}') FROM pg_attribute
+WHERE attrelid = to_regclass(format('%%I.%%I', split_part(%(mirror)s, '.', 1), substr(%(mirror)s, strpos(%(mirror)s, '.') + 1)))
+    AND attnum > 0 AND NOT attisdropped AND attgenerated = '' AND attidentity = ''
+    AND attname <> ALL (%(known)s || '{_seq,_committed_at,_raw,_row_hash}'::text[])
+
+-- name: read_kept
+SELECT t.table_name, array_agg(a.attname ORDER BY a.attnum) FROM warehouse.tables t
+JOIN pg_attribute a ON a.attrelid =
+    to_regclass(format('%%I.%%I', split_part(t.mirror, '.', 1), substr(t.mirror, strpos(t.mirror, '.') + 1)))
+WHERE t.source = %(source)s AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' AND a.attidentity = ''
+    AND a.attname <> ALL ('{_seq,_committed_at,_raw,_row_hash}')
+    AND NOT EXISTS (SELECT FROM jsonb_array_elements(t.columns) c WHERE c ->> 'mirror_name' = a.attname)
+GROUP BY t.table_name
+
 -- name: write_filter
 UPDATE warehouse.tables SET excluded_columns = %(excluded)s WHERE source = %(source)s AND table_name = %(table)s
 

@@ -16,6 +16,7 @@ from psycopg import sql
 
 from replicator.apply import REFUSALS
 from replicator.copy_binary import copy_into, copy_tuples
+from replicator.history import History
 from replicator.mirror import QUERIES, MirrorTable, key_object
 from replicator.rows import Rows
 from replicator.schema import Registry
@@ -57,7 +58,8 @@ def _write(conn: Connection, source: str, table: MirrorTable, came: Rows, gone: 
         "mirror": table.identifier, "key": key_object(table, sql.SQL("m.")), "source": sql.Literal(source),
         "table": sql.Literal(table.name), "seq": sql.Literal(seq),
     }  # fmt: skip
-    seq += _delete_keys(conn, table, came, gone, parts) if table.key else _delete_copies(conn, table, gone, parts)
+    history = History(conn)
+    seq += _delete_keys(conn, table, came, gone, parts, history) if table.key else _delete_copies(conn, table, gone, parts)
     values: list[sql.Composable] = [sql.Identifier("r", name) for name in names]
     first_own = len(table.columns)
     values[first_own : first_own + 2] = [sql.SQL("{} + row_number() OVER ()").format(sql.Literal(seq)), sql.SQL("NULL")]
@@ -66,6 +68,7 @@ def _write(conn: Connection, source: str, table: MirrorTable, came: Rows, gone: 
             table.identifier, sql.SQL(", ").join(map(sql.Identifier, names)), sql.SQL(", ").join(values), rows
         )
     ).rowcount
+    history.put_back(table)
     conn.execute(VERIFY_QUERIES["note_repaired"], {"source": source, "table": table.name, "seq": seq})
     conn.execute(QUERIES["write_seq"], {"source": source, "seq": seq})
     conn.execute(QUERIES["notify"], {"source": source, "seq": seq})
@@ -88,7 +91,7 @@ _DELETE_COPIES = sql.SQL(
 )
 
 
-def _delete_keys(conn: Connection, table: MirrorTable, came: Rows, gone: Rows, parts: dict[str, Any]) -> int:
+def _delete_keys(conn: Connection, table: MirrorTable, came: Rows, gone: Rows, parts: dict[str, Any], history: History) -> int:
     """Delete the rows with these keys, and record those that do not come back; how many these are."""
     stage = sql.Identifier("pg_temp", "repair_keys")
     keys = sql.SQL(", ").join(table.key_identifiers)
@@ -100,6 +103,8 @@ def _delete_keys(conn: Connection, table: MirrorTable, came: Rows, gone: Rows, p
     tuples = came.all_keys(0) + gone.all_keys(1)
     copy_tuples(conn, copy_into(stage, [*table.key_names, "_n"]), tuples)
     same = sql.SQL(" AND ").join([sql.SQL("m.{0} = k.{0}").format(name) for name in table.key_identifiers])
+    if table.kept:
+        history.save(table, stage, sql.SQL("s._n = 0"))
     return conn.execute(_DELETE_KEYS.format(stage=stage, same=same, **parts)).rowcount
 
 

@@ -9,16 +9,21 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-import psycopg
-import structlog
 from psycopg import sql
 
 from replicator.evolution import CopyNeeded, Evolution
 from replicator.mirror import MirrorTable, key_object
-from replicator.mirror_ddl import alter_mirror, drop_primary_key, rename_column, set_aside_column, type_sql
+from replicator.mirror_ddl import (
+    add_key,
+    alter_mirror,
+    drop_column,
+    drop_primary_key,
+    rename_column,
+    retype_column,
+    set_aside_column,
+    type_sql,
+)
 from warehouse.db import Connection
-
-log = structlog.get_logger()
 
 
 def reshape(
@@ -41,10 +46,10 @@ def reshape(
         seq = _record_old_keys(conn, source, table, seq, commit_us)
     has_raw = _has_raw(conn, source, table)
     for name in evolution.gone if drops else ():
-        _drop(conn, table, name)
+        drop_column(conn, table, name)
     _rename(conn, table, evolution.renamed, has_raw=has_raw)
     for name, mirror_type in evolution.retyped:
-        _retype(conn, table, name, mirror_type, has_raw=has_raw)
+        retype_column(conn, table, name, mirror_type, has_raw=has_raw)
     for name, mirror_type, value in evolution.added:
         _add(conn, table, name, mirror_type, value, has_raw=has_raw)
     if evolution.moves_key:
@@ -78,16 +83,6 @@ def _has_raw(conn: Connection, source: str, table: MirrorTable) -> bool:
 
 
 # ---------------------------------------------------------------------------------------------------- columns
-def _drop(conn: Connection, table: MirrorTable, name: str) -> None:
-    """Drop a column, unless somebody's view holds it."""
-    try:
-        with conn.transaction():
-            conn.execute("SELECT warehouse.drop_views_of(%s)", (table.mirror,))
-            alter_mirror(conn, table, sql.SQL("DROP COLUMN {}").format(sql.Identifier(name)))
-    except psycopg.errors.DependentObjectsStillExist:
-        log.warning("column kept", table=table.name, column=name, reason="a view reads it")
-
-
 def _rename(conn: Connection, table: MirrorTable, renamed: list[tuple[str, str]], *, has_raw: bool) -> None:
     """Rename columns, which may take each other's names."""
     if len(renamed) > 1:
@@ -111,34 +106,6 @@ def _add(conn: Connection, table: MirrorTable, name: str, mirror_type: str, valu
     alter_mirror(conn, table, sql.SQL("ALTER COLUMN {} DROP DEFAULT").format(column))
 
 
-def _retype(conn: Connection, table: MirrorTable, name: str, mirror_type: str, *, has_raw: bool) -> None:
-    """Give a column a wider type: in place, or, where somebody's view holds it, by a new column beside it."""
-    column, type_ = sql.Identifier(name), type_sql(mirror_type)
-    change = sql.SQL("ALTER COLUMN {0} TYPE {1} USING {0}::{1}").format(column, type_)
-    try:
-        with conn.transaction():
-            conn.execute("SELECT warehouse.drop_views_of(%s)", (table.mirror,))
-            alter_mirror(conn, table, change)
-        return
-    except (psycopg.errors.FeatureNotSupported, psycopg.errors.DependentObjectsStillExist):
-        pass
-    key = table.key_names
-    if name in key:
-        drop_primary_key(conn, table)
-    old = set_aside_column(conn, table, name, has_raw=has_raw)
-    assert old is not None, "it was there a moment ago"
-    alter_mirror(conn, table, sql.SQL("ADD COLUMN {} {}").format(column, type_))
-    conn.execute(sql.SQL("UPDATE {} SET {} = {}::{}").format(table.identifier, column, sql.Identifier(old), type_))
-    if has_raw:
-        conn.execute(
-            sql.SQL("UPDATE {0} SET _raw = _raw - {1} || jsonb_build_object({2}, _raw -> {1}) WHERE _raw ? {1}").format(
-                table.identifier, old, name
-            )
-        )
-    if name in key:
-        _add_key(conn, table, key)
-
-
 # ---------------------------------------------------------------------------------------------------- keys
 def _move_key(conn: Connection, table: MirrorTable, evolution: Evolution) -> None:
     names = dict(evolution.renamed)
@@ -149,11 +116,7 @@ def _move_key(conn: Connection, table: MirrorTable, evolution: Evolution) -> Non
     drop_primary_key(conn, table)
     for name in before - set(after):
         alter_mirror(conn, table, sql.SQL("ALTER COLUMN {} DROP NOT NULL").format(sql.Identifier(name)))
-    _add_key(conn, table, after)
-
-
-def _add_key(conn: Connection, table: MirrorTable, names: list[str]) -> None:
-    alter_mirror(conn, table, sql.SQL("ADD PRIMARY KEY ({})").format(sql.SQL(", ").join(map(sql.Identifier, names))))
+    add_key(conn, table, after)
 
 
 def _record_old_keys(conn: Connection, source: str, table: MirrorTable, seq: int, commit_us: int) -> int:

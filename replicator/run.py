@@ -258,15 +258,11 @@ class Replication:
         if requests.choices != self._choices:
             self._choices = requests.choices
             work.registry.follow_selection(work.conn)
-        for name in requests.copies:
-            table = work.registry.tables.get(name)
-            if table is not None and work.registry.matches(name):
-                table.resync = True
         self._look_after(work)
         work.measure_clock()
         work.seq = retry_rows(work.conn, work.registry, work.seq)
         work.seq = carry_out(work.conn, work.registry, work.watch, work.seq)
-        work.copy_requested()
+        work.copy_requested(requests.copies)
         return self._pause(work) if requests.pause else None
 
     def _look_after(self, work: Follower) -> None:

@@ -61,6 +61,7 @@ class Registry:
 
     def load(self, conn: Connection) -> None:
         """Read the states that earlier runs left, and find the tables that are new at the source."""
+        kept = {name: tuple(columns) for name, columns in conn.execute(QUERIES["read_kept"], {"source": self.name})}
         for name, mirror, state, columns, key, consistent_from, exact, foreign_keys, resync in conn.execute(
             QUERIES["read_tables"], {"source": self.name}
         ):
@@ -68,6 +69,7 @@ class Registry:
             table = self._enlist(name, mirror, state, columns, list(key))
             table.consistent_from, table.exact, table.resync = position, exact, resync
             table.foreign_keys = [read_foreign_key(kept) for kept in foreign_keys]
+            table.kept = kept.get(name, ())
             # A snapshot that never came to its end begins again, and one that was still to be made is made.
             if (state == "Snapshotting" and position is None) or state == "ResyncRequired":
                 table.resync = True

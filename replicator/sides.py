@@ -239,8 +239,13 @@ class Sides:
     def _columns(self) -> sql.Composed:
         """A row of the mirror, laid out as the source's rows come."""
         names = [sql.SQL("m.{}").format(sql.Identifier(column["mirror_name"])) for column in self.table.columns]
-        own = [sql.SQL("NULL::timestamptz" if name == "_committed_at" else f"m.{name}") for name in self.table.own_columns]
-        return sql.SQL(", ").join([*names, *own])
+        own: dict[str, sql.Composable] = {name: sql.SQL(f"m.{name}") for name in self.table.own_columns}
+        own["_committed_at"] = sql.SQL("NULL::timestamptz")
+        if self.table.kept:
+            # what the source has no longer cannot differ from it
+            kept = sql.Literal(list(self.table.kept))
+            own["_raw"] = sql.SQL("nullif(m._raw - {}::text[], '{{}}'::jsonb)").format(kept)
+        return sql.SQL(", ").join([*names, *own.values()])
 
     # ------------------------------------------------------------------------------------------------ keys
     def _make_stage(self) -> None:

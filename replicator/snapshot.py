@@ -18,8 +18,10 @@ from replicator.apply import REFUSALS
 from replicator.copy_binary import COPY_HEADER, COPY_TRAILER, copy_statement
 from replicator.crash import reach
 from replicator.errors import LockRefused, SchemaChanged, SourceUnavailable, TableProblem
+from replicator.fit import fit_mirror, keep_key, leave_rows
+from replicator.history import put_all_back, save_all
 from replicator.mirror import LIVE, QUERIES, MirrorTable, key_object
-from replicator.mirror_ddl import create_mirror, fit_mirror, has_same_key
+from replicator.mirror_ddl import mirror_key
 from replicator.multiset import keep_rows, record_vanished_rows
 from replicator.read_view import ReadView
 from replicator.result import ResultReader
@@ -61,27 +63,36 @@ def copy_table(
     found = describe_again(conn, source, registry, table)
     if found is None:
         return seq
-    table.describe_as(found)
+    gone = table.describe_as(found)
     table.consistent_from = None
     registry.set_state(table, "Snapshotting")
-    with wrap_warehouse_errors(table=table.name), conn.transaction():
-        registry.write(conn, before)
-    registry.written()
     rows = 0
     reported = started
     reader = own_view = None
     try:
+        with wrap_warehouse_errors(table=table.name), conn.transaction():
+            registry.write(conn, before)
+            # By itself, so that nobody waits for this lock while the rows are read.
+            is_fit = bool(table.key) and keep_key(conn, table)
+            if is_fit:
+                fit_mirror(conn, registry, table, gone)
+        registry.written()
         if not found.key and view is None:
             view = own_view = ReadView(source, [table.name])
         if view is not None and source.describe(table.name) != found:
             raise SourceUnavailable(f"{table.name} was altered while its copy began")
         reader = ResultReader(source, found, seq, view)
         with wrap_warehouse_errors(table=table.name), conn.transaction(), conn.cursor() as cursor:
-            create_mirror(conn, table)
-            kept_keys = _keep_keys(conn, table)
+            kept_keys = (is_fit or not table.key) and _keep_keys(conn, table)
+            empty = set() if is_fit or table.key else fit_mirror(conn, registry, table, gone)
+            known = [column["mirror_name"] for column in table.columns if column["mirror_name"] not in empty]
+            has_history = (is_fit or not table.key) and save_all(conn, table, known)
+            if table.key and not is_fit:
+                leave_rows(conn, registry, table)
             # DELETE, not TRUNCATE: others read the old rows until the copy is committed.
             cursor.execute(sql.SQL("DELETE FROM {}").format(table.identifier))
-            fit_mirror(conn, table)
+            if table.key and not is_fit:
+                fit_mirror(conn, registry, table, gone)
             with cursor.copy(copy_statement(table)) as copy:
                 copy.write(COPY_HEADER)
                 reach("begin_copy")
@@ -95,6 +106,8 @@ def copy_table(
                         reported = time.monotonic()
                         log.info("copying", table=table.name, rows=rows, rows_per_s=round(rows / (reported - started)))
                 copy.write(COPY_TRAILER)
+            if has_history:
+                put_all_back(conn, table, known)
             last_seq = reader.seq + (_record_vanished(conn, registry, table, reader.seq) if kept_keys else 0)
             after = source.position() if view is None else view.position
             facts = {
@@ -216,7 +229,7 @@ def drop_request(conn: Connection, registry: Registry, table: MirrorTable) -> No
 
 def _keep_keys(conn: Connection, table: MirrorTable) -> bool:
     """Keep the mirror's keys beside it until the copy is there; False where it has no rows, or other key columns."""
-    if not has_same_key(conn, table):
+    if not table.key and mirror_key(conn, table):
         return False
     conn.execute("DROP TABLE IF EXISTS pg_temp.kept_keys")
     if not table.key:

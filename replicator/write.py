@@ -16,6 +16,7 @@ from psycopg import sql
 from replicator import decode
 from replicator.copy_binary import COPY_HEADER, COPY_TRAILER, copy_into, copy_statement, copy_tuples
 from replicator.errors import TableProblem
+from replicator.history import History, follow_keys
 from replicator.mirror import QUERIES, MirrorTable, key_object
 from replicator.multiset import delete_rows, make_stage, net, pack
 from replicator.position import Position
@@ -47,6 +48,7 @@ class MirrorWriter:
 
     def __init__(self, conn: Connection, source: str) -> None:
         self.conn, self.source = conn, source
+        self.history = History(conn)
         self._staged: dict[int, str] = {}
         self._counts: list[dict[str, object]] = []
         self._used: set[int] = set()
@@ -55,10 +57,12 @@ class MirrorWriter:
         """A new transaction: stages are empty again."""
         self._used.clear()
         self._counts.clear()
+        self.history.begin()
 
     def forget(self) -> None:
         """The transaction was rolled back, and with it the stages that were made inside."""
         self._staged.clear()
+        self.history.forget()
         self.begin()
 
     def write_counts(self) -> None:
@@ -85,10 +89,15 @@ class MirrorWriter:
             if table.touched is not None:
                 table.touched.add(entries, keys, int(changes["seq"][rows[-1]]))
             touched = np.nonzero((entries["fresh"] == 0) | table.overlaps)[0]
-            removed = self.delete_keys(table, touched, entries, keys) if len(touched) else 0
+            moves = follow_keys(rows, changes, keys) if table.kept else None
+            if moves:
+                self.history.save_moved(table, moves)
+            removed = self.delete_keys(table, touched, entries, keys, saves=moves is None) if len(touched) else 0
             images = np.sort(entries["last"][entries["last"] >= 0])
         if len(images) and table.key:
             self._copy(table, images, changes, work.out)
+            if table.kept:
+                self.history.put_back(table)
         inserted, updated, deleted = (int(operations[op]) for op in (decode.INSERT, decode.UPDATE, decode.DELETE))
         last = changes[rows[-1]]
         self.count(
@@ -120,8 +129,14 @@ class MirrorWriter:
         buckets = np.full(1 << (4 * len(rows) - 1).bit_length(), -1, np.int64)
         return entries[: decode.fold(rows, changes, keys, entries, buckets)]
 
-    def delete_keys(self, table: MirrorTable, touched: Rows, entries: NDArray[np.void], keys: NDArray[np.uint8]) -> int:
-        """Delete the rows with these keys and record those that do not come back; how many rows were there."""
+    def delete_keys(
+        self, table: MirrorTable, touched: Rows, entries: NDArray[np.void], keys: NDArray[np.uint8], *, saves: bool = True
+    ) -> int:
+        """Delete the rows with these keys and record those that do not come back; how many rows were there.
+
+        Args:
+            saves: what the others hold in kept columns is saved, to be put back once they are there again.
+        """
         stage = self._stage(table)
         target = np.empty(int(entries["key_bytes"][touched].sum()) + 64 * len(touched), np.uint8)
         size = decode.stage_keys(touched, entries, keys, len(table.key), target)
@@ -135,6 +150,8 @@ class MirrorWriter:
                 "mirror": table.identifier, "stage": stage, "same": same, "keys": key_object(table, sql.SQL("m.")),
                 "source": sql.Literal(self.source), "table": sql.Literal(table.name),
             }  # fmt: skip
+            if table.kept and saves:
+                self.history.save(table, stage, sql.SQL("s._seq IS NULL"))
             removed = 0
             gone = int((entries["last"][touched] < 0).sum())
             if gone < len(touched):
