@@ -25,7 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench.report import Report
 from demo.servers import PostgresServer, cache_folder, provide
 from scorer.judge import PlainJudge
-from scorer.models import read_judge, read_model
+from scorer.models import read_model
+from scorer.restore import read_judge
 from scorer.schedule import catch_up
 from scorer.score import ModelScorer
 from warehouse.db import connect

@@ -52,6 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     verb = add("explain", "score a row and show what each feature contributes")
     verb.add_argument("model")
     verb.add_argument("subject", help='a row\'s key as JSON, {"id": 7}, or the features as JSON, [0.1, null, 3]')
+    verb.add_argument("--entity", default="", help="whose features these are; not needed for a key")
     return parser
 
 
@@ -118,7 +119,7 @@ def explain(args: argparse.Namespace, settings: Settings) -> None:
     subject = parse_subject(args.subject)
     with connect(settings.warehouse, "explain") as conn:
         require_migrations(conn)
-        found = explain_row(conn, read_model(conn, args.model, "READY"), subject)
+        found = explain_row(conn, read_model(conn, args.model, "READY"), subject, args.entity)
     if args.json:
         print_json(found)
         return

@@ -13,11 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scorer.arrays import Float8Array, Int4Array, parse_vectors
+from scorer.entities import EntityJudge
 from scorer.errors import StateBehind
 from scorer.fill import compose_fill, compose_neighbours, freeze
+from scorer.follow import Follower
 from scorer.imports import DecisionJudge
-from scorer.judge import REASONS, FollowingJudge, PlainJudge, Rows, Verdicts
+from scorer.judge import REASONS, PlainJudge, Rows, Verdicts
 from scorer.models import QUERIES, Mirror, Model
+from scorer.restore import Judge
 from scorer.results import Batch, follow_incidents, notify, write_anomalies, write_predictions
 from warehouse.db import Connection, wrap_errors
 
@@ -30,7 +33,7 @@ _NEWEST = 2**63 - 1
 def score_batch(
     conn: Connection,
     model: Model,
-    judge: PlainJudge | FollowingJudge | DecisionJudge,
+    judge: Judge,
     mirrors: Sequence[Mirror],
     batch_rows: int,
     checkpoint_rows: int,
@@ -93,10 +96,11 @@ def score_batch(
             elif isinstance(judge, PlainJudge):
                 emptied |= _write(conn, batch, values, model, rows.features, judge.judge(rows), None)
             else:
-                again = _read_company(conn, values, model, rows)
-                verdicts = judge.judge(rows, lambda n: _read_neighbours(conn, model, mirrors, judge, n))
-                taken = _keep_state(conn, values, judge, rows, again, checkpoint_rows)
-                emptied |= _write(conn, batch, values, model, rows.features, verdicts, again)
+                _read_company(conn, values, model, rows)
+                kept = judge.taken(rows)
+                verdicts = judge.judge(rows, lambda n: _read_neighbours(conn, model, mirrors, judge.shingle, n))
+                taken = _keep_state(conn, values, judge, rows.take(np.flatnonzero(kept)), checkpoint_rows)
+                emptied |= _write(conn, batch, values, model, rows.features, verdicts, rows.came_before)
             if not old:
                 given = {"seq": newest, "deleted_seq": 0, "committed_at": committed_at}
                 conn.execute(QUERIES["advance_watermarks"], values | given)
@@ -107,7 +111,7 @@ def score_batch(
             batch.closed += [number for (number,) in closed]
         if model.state == "READY":
             notify(conn, model, batch)
-    if taken and isinstance(judge, FollowingJudge):
+    if taken and isinstance(judge, Follower):
         judge.batch += 1
         if judge.rows_since >= checkpoint_rows:
             judge.rows_since = 0
@@ -139,66 +143,56 @@ def _follow_deletes(
     return set(incidents)
 
 
-def _read_company(conn: Connection, values: dict[str, Any], model: Model, rows: Rows) -> NDArray[np.bool_]:
-    """Fill in whose the batch's rows are, their order, and which were scored before; returns the last."""
+def _read_company(conn: Connection, values: dict[str, Any], model: Model, rows: Rows) -> None:
+    """Fill in whose the batch's rows are, their order, and which were scored before."""
     found = conn.execute(QUERIES["read_company"], values).fetchone()
     assert found is not None, "an aggregate yields a row"
     entities, order, numbers = found
-    again = np.zeros(len(rows.features), np.bool_)
-    again[np.array(numbers, np.int64) - 1] = True
-    rows.again = again
+    rows.again = np.zeros(len(rows.features), np.bool_)
+    rows.again[np.array(numbers, np.int64) - 1] = True
     if model.entity is not None:
         rows.entities = entities
     if model.order is not None:
         # A row without an order value comes before all others: it is late.
         rows.order = np.array([-np.inf if value is None else value for value in order], np.float64)
-    return again
 
 
-def _read_neighbours(conn: Connection, model: Model, mirrors: Sequence[Mirror], judge: FollowingJudge, number: int) -> Rows:
+def _read_neighbours(conn: Connection, model: Model, mirrors: Sequence[Mirror], shingle: int, number: int) -> Rows:
     """The rows of the entity before a row of the batch that make its shingle whole."""
-    assert judge.detector.shingler is not None, "only shingles have neighbours"
     row = conn.execute(QUERIES["read_place"], {"n": number + 1}).fetchone()
     assert row is not None, "the row is in the batch"
     entity, order_value, seq = row
     before = seq if model.order is None else order_value
     statement = compose_neighbours(model.features, model.entity, model.order, tuple(map(freeze, mirrors)))
-    given = {"entity": entity, "before": before, "count": judge.detector.shingler.size - 1}
+    given = {"entity": entity, "before": before, "count": shingle - 1}
     found = conn.execute(statement, given).fetchall()
     return Rows(np.array([features for (features,) in found], np.float64).reshape(-1, len(model.features)))
 
 
-def _keep_state(
-    conn: Connection,
-    values: dict[str, Any],
-    judge: FollowingJudge,
-    rows: Rows,
-    again: NDArray[np.bool_],
-    checkpoint_rows: int,
-) -> bool:
-    """Write what a restart needs to bring the judge to where it is; whether it took in anything."""
-    new = np.flatnonzero(~again)
-    if not len(new):
-        return False
+def _keep_state(conn: Connection, values: dict[str, Any], judge: Follower, taken: Rows, checkpoint_rows: int) -> bool:
+    """Write what a restart needs to bring the judge to where it is, after it took in these rows; whether there were any."""
+    count = len(taken.features)
     given = values | {"batch": judge.batch + 1}
-    if conn.execute(QUERIES["advance_state"], given).rowcount != 1:
+    if count and conn.execute(QUERIES["advance_state"], given).rowcount != 1:
         raise StateBehind("another scorer has gone on with this model", **{key: values[key] for key in ("model", "version")})
-    if judge.rows_since >= checkpoint_rows:
-        conn.execute(QUERIES["write_state"], given | {"state": judge.detector.to_bytes()})
+    if count and judge.rows_since >= checkpoint_rows:
+        conn.execute(QUERIES["write_state"], given | {"state": judge.checkpoint()})
         conn.execute(QUERIES["forget_learned"], given)
-        return True
-    taken = rows.take(new)
-    conn.execute(
-        QUERIES["write_learned"],
-        given
-        | {
-            "rows": len(new),
-            "features": taken.features.astype("<f8").tobytes(),
-            "entities": None if taken.entities is None else list(taken.entities),
-            "order_values": None if taken.order is None else taken.order.astype("<f8").tobytes(),
-        },
-    )
-    return True
+    elif count:
+        conn.execute(
+            QUERIES["write_learned"],
+            given
+            | {
+                "rows": count,
+                "features": taken.features.astype("<f8").tobytes(),
+                "entities": None if taken.entities is None else list(taken.entities),
+                "order_values": None if taken.order is None else taken.order.astype("<f8").tobytes(),
+            },
+        )
+    if isinstance(judge, EntityJudge):
+        counts = {"in_memory": judge.residents, "bound": judge.in_memory, "waiting": len(judge.waiting)}
+        conn.execute(QUERIES["note_forests"], values | counts)
+    return count > 0
 
 
 def _write(

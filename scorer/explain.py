@@ -15,8 +15,10 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from scorer.errors import BadRows
+from scorer.follow import Follower
 from scorer.judge import PlainJudge
-from scorer.models import Model, as_number, check_mirror, read_judge, read_mirrors
+from scorer.models import Model, as_number, check_mirror, read_mirrors
+from scorer.restore import read_judge
 from warehouse.db import Connection, wrap_errors
 
 Subject = dict[str, Any] | list[float | None]
@@ -43,8 +45,11 @@ def parse_subject(text: str) -> Subject:
     raise BadRows("neither a key nor features", hint='Give a key {"id": 7} or features [0.1, null, 3].')
 
 
-def explain_row(conn: Connection, model: Model, subject: Subject) -> dict[str, Any]:
+def explain_row(conn: Connection, model: Model, subject: Subject, entity: str = "") -> dict[str, Any]:
     """Score one row with a READY model and split the score.
+
+    Args:
+        entity: whose features these are, where the subject is no key.
 
     Returns:
         model, version, score, threshold, grade, direction, and features by rank, as in scorer.anomaly_features.
@@ -52,21 +57,22 @@ def explain_row(conn: Connection, model: Model, subject: Subject) -> dict[str, A
     Raises:
         BadRows: no such row, or not as many values as the model has features.
     """
-    values, whose = read_row(conn, model, subject) if isinstance(subject, dict) else (np.array(subject, np.float64), "")
+    values, whose = read_row(conn, model, subject) if isinstance(subject, dict) else (np.array(subject, np.float64), entity)
     if len(values) != len(model.features):
         raise BadRows(
             f"{len(values)} values given, the model has {len(model.features)} features",
             hint=f"In order: {', '.join(model.features)}",
         )
     judge = read_judge(conn, model, 1)
+    assert isinstance(judge, PlainJudge | Follower), "an imported model is not explained"
     if isinstance(judge, PlainJudge):
         scaled = judge.scaler.transform(values[np.newaxis])
         score, threshold = float(judge.forest.score_samples(scaled)[0]), judge.threshold.value
         high, low = (part[0] for part in judge.forest.explain(scaled))
         grade, expected = float(judge.threshold.grade(score)), judge.expected
     else:
-        entity = None if model.entity is None else [whose]
-        found = judge.detector.rescore(values[np.newaxis], entity, explain_all=True)
+        names = None if model.entity is None else [whose]
+        found = judge.detector_of(whose).rescore(values[np.newaxis], names, explain_all=True)
         if not len(found.explained):
             raise BadRows(
                 "the row has no score by itself", hint="The model needs more rows of the entity for a shingle or a baseline."

@@ -5,17 +5,19 @@ Owns the fit. Never reads or writes the database.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from scorer.detector import Detector
+from scorer.entities import EntityJudge, Store, Waiting, fit_detector
 from scorer.errors import BadRows
 from scorer.features import RobustScaler
 from scorer.forest import RandomCutForest
-from scorer.judge import UNSCALED_CLIP, Rows, clip_rows, is_plain, make_detector
+from scorer.judge import UNSCALED_CLIP, Rows, is_plain, make_detector
 from scorer.threshold import Threshold, fit_threshold
 
 Floats = NDArray[np.float64]
@@ -29,7 +31,7 @@ class Trained:
 
     Attributes:
         state: the checkpoint; empty for a detector that begins with nothing.
-        forest: None where it knows no row yet.
+        forest: None where it knows no row yet, or where each entity has one.
         expected: shape (features,), medians of the training rows.
         threshold: None where it follows the stream.
         scores: honest scores of the training rows, shape (n,), float64, without those that make no point.
@@ -61,19 +63,55 @@ def fit_rows(rows: Rows, parameters: Mapping[str, Any], threads: int) -> Trained
     detector = make_detector(parameters, rows.features.shape[1], threads)
     scores = np.empty(0)
     if len(rows.features):
-        scores = detector.fit(clip_rows(detector, rows.features), rows.entities, rows.order)
-        scores = scores[~np.isnan(scores)]
+        detector, scores = fit_detector(parameters, rows, threads)
     else:
         # Whether it can begin like this is told now, not by the first row.
         detector.process(rows.features, rows.entities, rows.order)
     known = detector.forest.columns > 0
+    return _as_trained(detector, rows, scores, detector.to_bytes() if known else b"", detector.forest if known else None)
+
+
+def fit_entities(
+    rows: Rows, parameters: Mapping[str, Any], threads: int, store: Store, note: Callable[[int, int], None]
+) -> Trained:
+    """Fit the pooled forest, and one for each entity with rows enough, which goes to the store before the next is fitted.
+
+    Args:
+        rows: training rows with their entities, at least one.
+        parameters: with forest_per `entity`.
+        threads: for the forests; the result does not depend on it.
+        store: takes the forests of entities.
+        note: told before each of them how many are done, of how many.
+
+    Raises:
+        BadRows, BadParameter, ForestNotFitted: the rows do not fit the parameters.
+    """
+    if rows.entities is None or not len(rows.features):
+        raise BadRows("Forests of entities need training rows with their entities.", hint="Name the entity column.")
+    pool, scores = fit_detector({**parameters, "policy": "frozen"}, rows, threads)
+    judge = EntityJudge(parameters, pool, store, in_memory=1, ordered=rows.order is not None, threads=threads)
+    numbers: dict[str, list[int]] = {}
+    for number, name in enumerate(rows.entities):
+        numbers.setdefault(name, []).append(number)
+    judge.own = {name for name, own in numbers.items() if len(own) >= judge.entity_rows}
+    for done, name in enumerate(sorted(judge.own)):
+        note(done, len(judge.own))
+        store.keep(name, fit_detector(parameters, rows.take(np.array(numbers[name])), threads)[0], 0)
+    for name, own in numbers.items():
+        if name not in judge.own:
+            times = [0.0] * len(own) if rows.order is None else rows.order[own].tolist()
+            judge.waiting[name] = Waiting(list(rows.features[own]), times)
+    return _as_trained(pool, rows, scores, judge.to_bytes(), None)
+
+
+def _as_trained(detector: Detector, rows: Rows, scores: Floats, state: bytes, forest: RandomCutForest | None) -> Trained:
     return Trained(
-        detector.to_bytes() if known else b"",
-        detector.forest if known else None,
+        state,
+        forest,
         detector.scaler or unscaled(rows.features.shape[1]),
         median_columns(rows.features),
         detector.rule.threshold if isinstance(detector.rule.threshold, Threshold) else None,
-        scores,
+        scores[~np.isnan(scores)],
         len(rows.features),
     )
 

@@ -1,13 +1,13 @@
 """What a model version says of rows: scores, thresholds, anomalies and why.
 
-Owns the two ways to judge: a plain forest, which nothing changes, and a detector, which rows change. Never reads or writes the
-database; whether what a detector took in was committed is the caller's to know.
+Owns the form of rows and verdicts, what a model's parameters ask for, and the plain forest, which nothing changes.
+(`scorer.follow` has the detector, which rows change, `scorer.entities` a detector for each entity.) Never reads or writes the
+database.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from scorer.detector import Detector
 from scorer.features import RobustScaler
-from scorer.findings import Findings
 from scorer.forest import RandomCutForest
 from scorer.parameters import DETECTOR_NAMES, KNOWN
 from scorer.threshold import METHODS, Threshold
@@ -37,8 +36,14 @@ def is_plain(parameters: Mapping[str, Any]) -> bool:
         parameters.get("policy", "frozen") == "frozen"
         and parameters.get("shingle", 1) == 1
         and parameters["threshold"] in METHODS
+        and not has_own_forests(parameters)
         and all(parameters.get(name, value) == value for name, value in _NEUTRAL.items())
     )
+
+
+def has_own_forests(parameters: Mapping[str, Any]) -> bool:
+    """Whether each entity has a forest of its own."""
+    return bool(parameters.get("forest_per", "model") == "entity")
 
 
 def make_detector(parameters: Mapping[str, Any], columns: int, threads: int) -> Detector:
@@ -92,12 +97,18 @@ class Rows:
     order: Floats | None = None
     again: NDArray[np.bool_] | None = None
 
+    @property
+    def came_before(self) -> NDArray[np.bool_]:
+        """`again`, shape (n,), where it is not said none."""
+        return np.zeros(len(self.features), np.bool_) if self.again is None else self.again
+
     def take(self, numbers: Ints) -> Rows:
         """Some of the rows."""
         return Rows(
             self.features[numbers],
             None if self.entities is None else [self.entities[i] for i in numbers.tolist()],
             None if self.order is None else self.order[numbers],
+            None if self.again is None else self.again[numbers],
         )
 
 
@@ -134,87 +145,3 @@ class PlainJudge:
             low,
             np.broadcast_to(self.expected, high.shape),
         )
-
-
-# The rows of the entity before row n of those given, in order, without those that have no value of the order column.
-Neighbours = Callable[[int], Rows]
-
-
-class FollowingJudge:
-    """A detector: it takes in rows that are new, in order, and judges those that come again by what it knows then.
-
-    Attributes:
-        detector: modified by `judge`.
-        batch: number of the last batch that it took in.
-        rows_since: rows that it took in since its checkpoint.
-    """
-
-    def __init__(self, detector: Detector, batch: int = 0) -> None:
-        self.detector, self.batch, self.rows_since = detector, batch, 0
-
-    def warm_up(self) -> None:
-        """Load, or make, compiled code."""
-        if self.detector.forest.columns:
-            points = np.zeros((1, self.detector.forest.columns))
-            self.detector.forest.score_samples(points)
-            self.detector.explain_points(points)
-
-    def take_in(self, rows: Rows) -> Findings:
-        """Let the detector have rows that are new."""
-        self.rows_since += len(rows.features)
-        shingled = self.detector.shingler is not None
-        return self.detector.process(clip_rows(self.detector, rows.features), rows.entities, rows.order if shingled else None)
-
-    def judge(self, rows: Rows, neighbours: Neighbours) -> Verdicts:
-        """Judge rows; what comes out does not depend on how rows are cut into calls."""
-        n = len(rows.features)
-        again = np.zeros(n, np.bool_) if rows.again is None else rows.again
-        parts: list[tuple[Ints, Findings]] = []
-        # Runs of rows that are new, and of rows that come again.
-        bounds = [0, *(np.flatnonzero(np.diff(again)) + 1).tolist(), n]
-        for first, last in itertools.pairwise(bounds):
-            numbers = np.arange(first, last)
-            if not again[first]:
-                parts.append((numbers, self.take_in(rows.take(numbers))))
-            elif self.detector.shingler is None:
-                found = rows.take(numbers)
-                parts.append((numbers, self.detector.rescore(clip_rows(self.detector, found.features), found.entities)))
-            else:
-                parts += [
-                    (numbers[i : i + 1], self._judge_among(neighbours(first + i), rows, first + i)) for i in range(len(numbers))
-                ]
-        return _join(parts, n, rows.features.shape[1])
-
-    def _judge_among(self, before: Rows, rows: Rows, number: int) -> Findings:
-        """Judge one row as the last of its shingle."""
-        own = rows.take(np.array([number]))
-        features = np.vstack([before.features, own.features])
-        entities = None if own.entities is None else [own.entities[0]] * len(features)
-        found = self.detector.rescore(clip_rows(self.detector, features), entities)
-        kept = found.explained == len(features) - 1
-        fields = {
-            name: getattr(found, name)[-1:]
-            for name in ("scores", "thresholds", "confidences", "grades", "learned", "late", "suppressed")
-        }
-        return Findings(
-            **fields,
-            explained=np.zeros(int(kept.sum()), np.int64),
-            high=found.high[kept],
-            low=found.low[kept],
-            expected=found.expected[kept],
-        )
-
-
-def _join(parts: Sequence[tuple[Ints, Findings]], n: int, width: int) -> Verdicts:
-    scores, thresholds, grades = np.full(n, np.nan), np.full(n, np.nan), np.zeros(n)
-    reasons = np.zeros(n, np.int64)
-    abnormal: list[Ints] = [np.empty(0, np.int64)]
-    pieces: list[tuple[Floats, Floats, Floats]] = [(np.empty((0, width)),) * 3]
-    for numbers, found in parts:
-        scores[numbers], thresholds[numbers], grades[numbers] = found.scores, found.thresholds, found.grades
-        reasons[numbers] = np.where(found.late, LATE, np.where(np.isnan(found.scores), NOT_READY, 0))
-        wanted = found.grades[found.explained] > 0.0
-        abnormal.append(numbers[found.explained[wanted]])
-        pieces.append((found.high[wanted], found.low[wanted], found.expected[wanted]))
-    high, low, expected = (np.concatenate(columns) for columns in zip(*pieces, strict=True))
-    return Verdicts(scores, reasons, thresholds, grades, np.concatenate(abnormal), high, low, expected)

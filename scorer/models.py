@@ -16,11 +16,8 @@ from numpy.typing import NDArray
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from scorer.detector import Detector
 from scorer.errors import ModelUnknown
 from scorer.features import RobustScaler
-from scorer.forest import RandomCutForest
-from scorer.judge import FollowingJudge, PlainJudge, Rows, is_plain, make_detector
 from scorer.threshold import Threshold
 from warehouse.db import Connection, qualified, read_queries, wrap_errors
 from warehouse.errors import SettingsError
@@ -130,49 +127,6 @@ def read_model(conn: Connection, name: str, *states: str) -> Model:
     return found[-1]
 
 
-def read_state(conn: Connection, model: Model) -> tuple[bytes, int, int]:
-    """The checkpoint of a version, the last batch in it, and the last batch that was committed.
-
-    Raises:
-        ModelUnknown: it has none (any more).
-    """
-    with wrap_errors():
-        row = conn.execute(QUERIES["read_checkpoint"], model.key, binary=True).fetchone()
-    if row is None:
-        raise ModelUnknown(f"model {model} has no checkpoint", hint=f"SELECT scorer.retrain('{model.name}')")
-    return row[0], row[1], row[2]
-
-
-def read_judge(conn: Connection, model: Model, threads: int) -> PlainJudge | FollowingJudge:
-    """What judges rows for a trained version; one that follows the rows as it was after the last batch that was committed.
-
-    Raises:
-        ModelUnknown: the version has no checkpoint (any more), or batches are missing after it.
-        CheckpointRefused: its bytes are damaged or of another format.
-    """
-    with wrap_errors(), conn.transaction():
-        conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-        state, batch, last_batch = read_state(conn, model)
-        learned = []
-        if not is_plain(model.parameters):
-            learned = conn.execute(QUERIES["read_learned"], model.key | {"batch": batch}, binary=True).fetchall()
-    if is_plain(model.parameters):
-        assert model.scaler is not None and model.threshold is not None and model.expected is not None, "it was trained"
-        return PlainJudge(RandomCutForest.from_bytes(state, threads=threads), model.scaler, model.threshold, model.expected)
-    if batch + len(learned) != last_batch:
-        raise ModelUnknown(f"batches of model {model} are missing", hint=f"SELECT scorer.retrain('{model.name}')")
-    if state:
-        detector = Detector.from_bytes(state, threads=threads)
-    else:
-        detector = make_detector(model.parameters, len(model.features), threads)
-    judge = FollowingJudge(detector, batch)
-    for features, entities, order in learned:
-        rows = np.frombuffer(features, "<f8").reshape(-1, len(model.features))
-        judge.take_in(Rows(rows, entities, None if order is None else np.frombuffer(order, "<f8")))
-        judge.batch += 1
-    return judge
-
-
 def read_mirrors(conn: Connection, model: Model) -> list[Mirror]:
     """The mirror tables that match the model's patterns, by name."""
     with wrap_errors():
@@ -253,6 +207,7 @@ def create_models(conn: Connection, wanted: Iterable[ModelSettings]) -> None:
             "shingle": model.shingle,
             "baseline_rows": model.baseline_rows,
             "direction": model.direction,
+            "forest_per": model.forest_per,
         } | model.parameters
         if model.threshold_value is not None:
             parameters["threshold_value"] = model.threshold_value

@@ -13,15 +13,21 @@ from scorer.detector import Detector
 from scorer.export import write_nodes
 from scorer.forest import RandomCutForest
 from scorer.imports import write_imported_nodes
-from scorer.judge import is_plain
-from scorer.models import QUERIES, Model, read_models, read_state
+from scorer.judge import has_own_forests, is_plain
+from scorer.models import QUERIES, Model, read_models
+from scorer.restore import read_state
 from warehouse.db import Connection, wrap_errors
 
 log = structlog.get_logger()
 
 
 def write_missing_nodes(conn: Connection, model: Model) -> None:
-    """Write the forest of a version that has none as rows: it was retired for long, and is deployed again."""
+    """Write the forest of a version that has none as rows: it was retired for long, and is deployed again.
+
+    Forests of single entities are never rows: a hundred of them would be a hundred times 30 MB.
+    """
+    if has_own_forests(model.parameters):
+        return
     with wrap_errors(model=model.name):
         if conn.execute(QUERIES["has_nodes"], model.key).fetchone() is None:
             _write(conn, model)
@@ -37,7 +43,8 @@ def publish_forests(conn: Connection) -> int:
     written = 0
     with wrap_errors():
         for model in read_models(conn, "READY", "SHADOW"):
-            if conn.execute(QUERIES["stale_nodes"], model.key).fetchone() is not None:
+            stale = conn.execute(QUERIES["stale_nodes"], model.key).fetchone() is not None
+            if stale and not has_own_forests(model.parameters):
                 _write(conn, model)
                 written += 1
         cleared = conn.execute(QUERIES["prune_nodes"]).rowcount

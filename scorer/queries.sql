@@ -27,6 +27,31 @@ WHERE model = %(model)s AND version = %(version)s;
 INSERT INTO scorer.learned_batches (model, version, batch, rows, features, entities, order_values)
 VALUES (%(model)s, %(version)s, %(batch)s, %(rows)s, %(features)s, %(entities)s, %(order_values)s);
 
+-- name: read_entity_forest
+SELECT state, batch FROM scorer.entity_forests WHERE model = %(model)s AND version = %(version)s AND entity = %(entity)s;
+
+-- name: write_entity_forest
+INSERT INTO scorer.entity_forests (model, version, entity, state, batch, rows_seen, threshold)
+VALUES (%(model)s, %(version)s, %(entity)s, %(state)s, %(batch)s, %(rows_seen)s, %(threshold)s)
+ON CONFLICT (model, version, entity) DO UPDATE
+SET state = excluded.state, batch = excluded.batch, rows_seen = excluded.rows_seen, threshold = excluded.threshold,
+    written_at = excluded.written_at;
+
+-- name: train_entity_forest
+INSERT INTO scorer.entity_forests (model, version, entity, state, batch, rows_seen, threshold)
+SELECT m.name, m.version, %(entity)s, %(state)s, 0, %(rows_seen)s, %(threshold)s FROM scorer.models m
+WHERE m.name = %(model)s AND m.version = %(version)s AND m.state = 'TRAINING'
+FOR KEY SHARE;
+
+-- name: clear_entity_forests
+DELETE FROM scorer.entity_forests WHERE model = %(model)s AND version = %(version)s;
+
+-- name: note_forests
+UPDATE scorer.forest_checkpoints
+SET forests_in_memory = %(in_memory)s, forests_bound = %(bound)s, entities_waiting = %(waiting)s
+WHERE model = %(model)s AND version = %(version)s
+  AND (forests_in_memory, forests_bound, entities_waiting) IS DISTINCT FROM (%(in_memory)s, %(bound)s, %(waiting)s);
+
 -- name: forget_learned
 DELETE FROM scorer.learned_batches WHERE model = %(model)s AND version = %(version)s AND batch <= %(batch)s;
 

@@ -16,11 +16,11 @@ from psycopg import sql
 
 from scorer.arrays import register_arrays
 from scorer.batch import prepare_batches, score_batch
-from scorer.decisions import DecisionForest
+from scorer.follow import Follower
 from scorer.imports import DecisionJudge
-from scorer.judge import FollowingJudge, PlainJudge
-from scorer.models import QUERIES, Mirror, Model, read_judge, read_models, read_state, sync_mirrors
+from scorer.models import QUERIES, Mirror, Model, read_models, sync_mirrors
 from scorer.publish import write_missing_nodes
+from scorer.restore import Judge, read_judge
 from scorer.results import Batch
 from warehouse.db import Connection, qualified, wrap_errors
 from warehouse.errors import WarehouseBusy
@@ -54,7 +54,7 @@ class ModelScorer:
     def __init__(self, conn: Connection, settings: ScorerSettings) -> None:
         self.conn = conn
         self.settings = settings
-        self._judges: dict[tuple[str, int], PlainJudge | FollowingJudge | DecisionJudge] = {}
+        self._judges: dict[tuple[str, int], Judge] = {}
         self._models: list[tuple[Model, dict[str, list[Mirror]]]] = []
         self._read_at = float("-inf")
         self._changes_met = 0
@@ -103,16 +103,14 @@ class ModelScorer:
         self._judges = {key: judge for key, judge in self._judges.items() if key in ready}
         self._read_at = time.monotonic()
 
-    def _judge_of(self, model: Model) -> PlainJudge | FollowingJudge | DecisionJudge:
+    def _judge_of(self, model: Model) -> Judge:
         key = model.name, model.version
         if key not in self._judges:
             write_missing_nodes(self.conn, model)
-            if model.kind == "imported":
-                self._judges[key] = DecisionJudge(DecisionForest.from_json(read_state(self.conn, model)[0].decode()))
-            else:
-                judge = read_judge(self.conn, model, self.settings.threads)
+            judge = read_judge(self.conn, model, self.settings.threads, self.settings.forests_in_memory)
+            if not isinstance(judge, DecisionJudge):
                 judge.warm_up()
-                self._judges[key] = judge
+            self._judges[key] = judge
         return self._judges[key]
 
     def _has_old(self, model: Model, mirrors: list[Mirror]) -> bool:
@@ -157,7 +155,7 @@ class ModelScorer:
 
     def _write(self, model: Model, mirrors: list[Mirror], old: bool) -> Batch:
         judge = self._judge_of(model)
-        if isinstance(judge, FollowingJudge):
+        if isinstance(judge, Follower):
             # Until the batch is committed it may know rows that nobody else does.
             del self._judges[model.name, model.version]
         sizes = self.settings.batch_rows, self.settings.checkpoint_rows

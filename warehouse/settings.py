@@ -220,6 +220,9 @@ class ScorerSettings(Section):
     checkpoint_rows: int = Field(
         default=20_000, ge=1, le=10_000_000, description="rows after which the forest of a model that learns is saved"
     )
+    forests_in_memory: int = Field(
+        default=64, ge=1, le=100_000, description="of a model with forest_per entity; the others are parked in the warehouse"
+    )
     threads: int = Field(default=1, ge=1, le=256)
     retention_days: float | None = Field(default=None, gt=0, description="scores older than this are pruned; none: kept")
 
@@ -248,6 +251,9 @@ class ModelSettings(Section):
     shingle: int = Field(default=1, ge=1, le=128, description="rows of an entity that make one point")
     baseline_rows: int = Field(default=0, ge=0, le=10_000, description="first rows of an entity that make its own level")
     direction: Literal["both", "high", "low"] = Field(default="both", description="which anomalies are wanted")
+    forest_per: Literal["model", "entity"] = Field(
+        default="model", description="entity: a forest for each entity with rows enough, the pooled one for the others"
+    )
     parameters: dict[str, int | float | str] = Field(
         default={}, description="any other parameter of scorer.create_model, under its name there"
     )

@@ -2,7 +2,8 @@
 
 While rows keep coming, the scorer is killed (SIGKILL) just before or just after one commit after another, from the first that a
 run has on. In the end everything that it wrote must equal, to the last bit, what one undisturbed run writes for models of the
-same definitions: a frozen one and one that learns. It is not part of the tests that run for every change.
+same definitions: a frozen one, one that learns, and one with a forest for each engine, of which two are in memory at a time. It
+is not part of the tests that run for every change.
 """
 
 import argparse
@@ -18,11 +19,16 @@ from pathlib import Path
 import numpy as np
 
 from demo.servers import PostgresServer, cache_folder, provide
-from tests.faults.test_scorer_killed import assert_killed_equals_undisturbed, assert_watermarks_are_true, create_models
+from tests.faults.test_scorer_killed import KINDS, assert_killed_equals_undisturbed, assert_watermarks_are_true, create_models
 from tests.fixtures.plant import ROOT, Plant, make_readings, open_plant
 from tests.fixtures.servers import Database
 
-SETTINGS = {"SCORER__BATCH_ROWS": "20", "SCORER__CHECKPOINT_ROWS": "400", "SCORER__INTERVAL_S": "0.05"}
+SETTINGS = {
+    "SCORER__BATCH_ROWS": "20",
+    "SCORER__CHECKPOINT_ROWS": "400",
+    "SCORER__INTERVAL_S": "0.05",
+    "SCORER__FORESTS_IN_MEMORY": "2",
+}
 
 
 class Writer(threading.Thread):
@@ -83,7 +89,7 @@ def main() -> None:
             plant.catch_up_here(SCORER__BATCH_ROWS="2000")
             assert_killed_equals_undisturbed(plant)
             ((scored,),) = plant.fetch("SELECT count(*) FROM scores WHERE model LIKE 'killed%%'")
-            assert scored == 2 * writer.rows
+            assert scored == len(KINDS) * writer.rows
             print(f"{writer.rows} rows, killed {done['before']} times before and {done['after']} times after a commit: equal")
 
 

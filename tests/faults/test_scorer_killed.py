@@ -31,13 +31,23 @@ def wait_for_rows(plant: Plant, wanted: int) -> None:
 
 
 LEARNING = {"policy": "gated", "shingle": 2, "baseline_rows": 5, "threshold": "adaptive", "time_decay": 500}
+KINDS = {
+    "frozen": {},
+    "gated": LEARNING,
+    "entities": LEARNING | {"forest_per": "entity", "entity_rows": 60},
+}
 
 
 def create_models(plant: Plant, prefix: str) -> None:
-    """A frozen model and one that learns, whose history lies before the rows to come."""
-    history = "SELECT unit, cycle - 10000 AS cycle, sensor_1, sensor_2, sensor_3 FROM plant.readings_historical"
-    plant.create_model(f"{prefix}_frozen")
-    plant.create_model(f"{prefix}_gated", parameters=LEARNING, query=history)
+    """A frozen model, one that learns, and one with a forest for each engine, of which two have too few rows at first; their
+    history lies before the rows to come.
+    """
+    history = (
+        "SELECT unit, cycle - 10000 AS cycle, sensor_1, sensor_2, sensor_3 FROM plant.readings_historical"
+        " WHERE unit < 4 OR id <= 300"
+    )
+    for kind, parameters in KINDS.items():
+        plant.create_model(f"{prefix}_{kind}", parameters=parameters, query=history)
 
 
 def kill_at_commit(plant: Plant, number: int, moment: str, settings: dict[str, str]) -> None:
@@ -70,9 +80,9 @@ def assert_watermarks_are_true(plant: Plant) -> None:
 
 
 def assert_killed_equals_undisturbed(plant: Plant) -> None:
-    """Everything that both kinds of models wrote is the same, but for their names."""
+    """Everything that all kinds of models wrote is the same, but for their names."""
     for name, rows in plant.results().items():
-        for kind in ("frozen", "gated"):
+        for kind in KINDS:
             killed = [row[1:] for row in rows if row[0] == f"killed_{kind}"]
             assert killed == [row[1:] for row in rows if row[0] == f"undisturbed_{kind}"], (name, kind)
             assert killed, (name, kind)
@@ -86,12 +96,12 @@ def test_killed_scorer_leaves_what_an_undisturbed_one_does(plant: Plant) -> None
     fill(plant)
     moments = random.Random(11)
     for number in range(8):
-        settings = {"SCORER__BATCH_ROWS": "5", "SCORER__CHECKPOINT_ROWS": "120"}
+        settings = {"SCORER__BATCH_ROWS": "5", "SCORER__CHECKPOINT_ROWS": "120", "SCORER__FORESTS_IN_MEMORY": "2"}
         if number % 4 == 3:
             before = plant.fetch("SELECT count(*) FROM scores")[0][0]
             process = plant.start(settings)
             try:
-                wait_for_rows(plant, min(2 * ROWS, before + 1 + moments.randrange(300)))
+                wait_for_rows(plant, min(len(KINDS) * ROWS, before + 1 + moments.randrange(300)))
                 time.sleep(moments.random() * 0.01)
             finally:
                 process.send_signal(signal.SIGKILL)
@@ -107,7 +117,7 @@ def test_killed_scorer_leaves_what_an_undisturbed_one_does(plant: Plant) -> None
     assert plant.fetch(
         "SELECT s.model, count(*) FROM plant.readings_new r JOIN scores s"
         " ON s.row_key = jsonb_build_object('id', r.id) AND s.seq = r._seq WHERE s.model LIKE 'killed%%' GROUP BY 1 ORDER BY 1"
-    ) == [("killed_frozen", ROWS), ("killed_gated", ROWS)]
+    ) == [(f"killed_{kind}", ROWS) for kind in sorted(KINDS)]
 
 
 def test_two_scorers_share_the_work_of_one(plant: Plant) -> None:

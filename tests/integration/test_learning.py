@@ -203,3 +203,71 @@ def test_pruned_scores_of_a_learning_model_leave_its_state(plant: Plant) -> None
     plant.insert("readings_new", 101, np.zeros(1), make_readings(np.random.default_rng(5), 1))
     plant.catch_up_here()
     assert plant.fetch("SELECT sum(rows) FROM learned_batches") == [(101,)]
+
+
+@pytest.mark.parametrize("policy", ["frozen", "gated", "streaming"])
+def test_each_entity_has_a_forest_and_memory_is_bounded(plant: Plant, policy: str) -> None:
+    """Two forests in memory, small batches, checkpoints and restarts, or all in memory at once: what is written is the same."""
+    own = {"policy": policy, "forest_per": "entity", "entity_rows": 60, "threshold": "adaptive", "shingle": 2}
+    query = f"{HISTORY} WHERE unit < 3 OR id <= 300"
+    fill(plant)
+    plant.create_model("tight", parameters=own, query=query)
+    plant.catch_up_here(SCORER__BATCH_ROWS="19", SCORER__CHECKPOINT_ROWS="40", SCORER__FORESTS_IN_MEMORY="2")
+    # Units 0 to 2 have 100 training rows each; 3 to 5 have 50 and get theirs from the stream, which has none of unit 5.
+    shown = "SELECT entity_forests, forests_in_memory, forests_parked, forests_bound, entities_waiting FROM model_info"
+    assert plant.fetch(shown) == [(5, 2, 3, 2, 1)]
+    assert plant.fetch("SELECT entity FROM entity_forests ORDER BY 1") == [(str(unit),) for unit in range(5)]
+    plant.create_model("roomy", parameters=own, query=query)
+    plant.catch_up_here(SCORER__CHECKPOINT_ROWS="1", SCORER__FORESTS_IN_MEMORY="1000")
+    for name, rows in plant.results().items():
+        tight = [row[1:] for row in rows if row[0] == "tight"]
+        assert tight == [row[1:] for row in rows if row[0] == "roomy"], name
+        assert tight, name
+    # One updated, one late, one of a unit that nobody knew.
+    forests = "SELECT entity, state FROM entity_forests WHERE model = 'roomy' ORDER BY 1"
+    before = plant.fetch(forests)
+    plant.update("readings_new", 303, sensor_2=9.0)
+    plant.insert("readings_new", 900, np.array([0, 9]), make_readings(np.random.default_rng(3), 2))
+    plant.catch_up_here(SCORER__FORESTS_IN_MEMORY="1", SCORER__CHECKPOINT_ROWS="1")
+    found = plant.fetch(
+        "SELECT row_key ->> 'id', reason, score IS NULL FROM scores WHERE model = 'tight' AND seq > %s ORDER BY 1",
+        plant.seq - 3,
+    )
+    assert found == [("303", None, False), ("900", "late", True), ("901", "not ready", True)]
+    assert plant.fetch(
+        "SELECT f.feature FROM anomalies a JOIN anomaly_features f ON anomaly_id = a.id AND rank = 1"
+        " WHERE a.model = 'tight' AND row_key = '{\"id\": 303}' AND status = 'open'"
+    ) == [("sensor_2",)]
+    assert [row for row in plant.fetch(forests) if row[0] != "0"] == [row for row in before if row[0] != "0"]
+    assert plant.fetch("SELECT DISTINCT entities_waiting FROM model_info") == [(2,)]
+
+
+def test_forests_per_entity_are_asked_by_the_command(plant: Plant) -> None:
+    """By a row's key or with the entity's name; in SQL they are refused with the reason, as is a model without entities."""
+    own = {"forest_per": "entity", "entity_rows": 60}
+    # Unit 0 runs hotter than all others.
+    hotter = "sensor_1 + CASE WHEN unit = 0 THEN 60 ELSE 0 END AS sensor_1"
+    query = f"SELECT unit, cycle, {hotter}, sensor_2, sensor_3 FROM plant.readings_historical"
+    plant.create_model("own", parameters=own, query=query)
+    plant.create_model("pooled", query=query)
+    plant.insert("readings_new", 1, np.array([0, 1]), np.array([[160.0, 0.5, -3.0]] * 2))
+    plant.catch_up_here()
+    assert plant.fetch("SELECT model, entity FROM anomalies WHERE model = 'own'") == [("own", "1")]
+    assert plant.fetch("SELECT count(*) FROM learned_batches") == [(0,)]
+    by_key = json.loads(plant.run("explain", "own", '{"id": 2}', "--json").stdout)
+    named = json.loads(plant.run("explain", "own", "[160, 0.5, -3]", "--entity", "1", "--json").stdout)
+    assert by_key == named and by_key["grade"] > 0 and by_key["features"][0]["feature"] == "sensor_1"
+    assert plant.fetch("SELECT score, threshold FROM anomalies WHERE model = 'own'") == [(by_key["score"], by_key["threshold"])]
+    assert plant.fetch("SELECT threshold FROM entity_forests WHERE entity = '1'") == [(by_key["threshold"],)]
+    assert plant.fetch("SELECT count(*) FROM forest_nodes WHERE model = 'own'") == [(0,)]
+    for call in ("score('own', ARRAY[1, 2, 3])", "explain('own', ARRAY[1, 2, 3])", "score_rows('own', 'SELECT 1')"):
+        with pytest.raises(psycopg.errors.FeatureNotSupported, match="a forest for each entity"):
+            plant.fetch(f"SELECT scorer.{call}")
+    call = "SELECT scorer.create_model('none', 'plant.readings_new', 'SELECT 1', ARRAY['sensor_1'], parameters => %s)"
+    with pytest.raises(psycopg.errors.InvalidParameterValue, match="no entity column"):
+        plant.conn.execute(call, ('{"forest_per": "entity"}',))
+    for wrong in ({"entity_rows": 70}, {"forest_per": "unit"}, own | {"min_rows": 0}, own | {"entity_rows": 9}):
+        with pytest.raises(psycopg.errors.InvalidParameterValue, match="parameter"):
+            plant.create_model("none", parameters=wrong)
+    plant.conn.execute("SELECT scorer.drop_model('own')")
+    assert plant.fetch("SELECT count(*) FROM entity_forests") == [(0,)]
