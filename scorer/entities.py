@@ -28,7 +28,7 @@ from scorer import state
 from scorer.detector import Detector
 from scorer.errors import CheckpointRefused
 from scorer.follow import Follower, Neighbours, judge_in_order, merge_verdicts, take_in, warm_up
-from scorer.judge import LATE, Rows, Verdicts, clip_rows, is_plain, make_detector
+from scorer.judge import LATE, Rows, Verdicts, fit_detector, is_plain
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -60,16 +60,6 @@ class Waiting:
 
     rows: list[Floats] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
-
-
-def fit_detector(parameters: Mapping[str, Any], rows: Rows, threads: int) -> tuple[Detector, Floats]:
-    """A detector fitted on rows, and their honest scores.
-
-    Raises:
-        BadRows: no row makes a point.
-    """
-    detector = make_detector(parameters, rows.features.shape[1], threads)
-    return detector, detector.fit(clip_rows(detector, rows.features), rows.entities, rows.order)
 
 
 class EntityJudge(Follower):

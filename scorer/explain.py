@@ -17,7 +17,7 @@ from psycopg.types.json import Jsonb
 from scorer.errors import BadRows
 from scorer.follow import Follower
 from scorer.judge import PlainJudge
-from scorer.models import Model, as_number, check_mirror, read_mirrors
+from scorer.models import Model, as_entity, as_features, check_mirror, read_mirrors
 from scorer.restore import read_judge
 from warehouse.db import Connection, wrap_errors
 
@@ -115,18 +115,14 @@ def read_row(conn: Connection, model: Model, key: dict[str, Any]) -> tuple[NDArr
     for mirror in read_mirrors(conn, model):
         if check_mirror(model, mirror) is not None or set(mirror.key_columns) != key.keys():
             continue
-        features = sql.SQL(", ").join(
-            as_number(sql.Identifier("m", feature), mirror.columns[feature]) for feature in model.features
-        )
+        features = as_features("m", model.features, mirror.columns)
         # The key takes the types of the table's own columns.
         query = sql.SQL(
             "SELECT {features}, {entity} FROM {table} AS m"
             " JOIN jsonb_populate_record(NULL::{table}, %s) AS k ON ({ours}) = ({theirs})"
         ).format(
             features=features,
-            entity=sql.SQL("''")
-            if model.entity is None
-            else sql.SQL("coalesce({}::text, '')").format(sql.Identifier("m", model.entity)),
+            entity=as_entity("m", model.entity),
             table=sql.Identifier(mirror.schema, mirror.table),
             ours=sql.SQL(", ").join(sql.Identifier("m", column) for column in mirror.key_columns),
             theirs=sql.SQL(", ").join(sql.Identifier("k", column) for column in mirror.key_columns),
@@ -137,5 +133,5 @@ def read_row(conn: Connection, model: Model, key: dict[str, Any]) -> tuple[NDArr
         except psycopg.errors.DataError as error:
             raise BadRows(f"the key does not fit {mirror.name}: {error.diag.message_primary}") from error
         if row is not None:
-            return np.array([np.nan if value is None else value for value in row[:-1]], np.float64), row[-1]
+            return np.array(row[:-1], np.float64), row[-1]
     raise BadRows("no table of the model has a row with this key", hint=f"Tables: {', '.join(model.patterns)}")

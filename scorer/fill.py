@@ -9,7 +9,7 @@ from functools import lru_cache
 
 from psycopg import sql
 
-from scorer.models import Mirror, as_number
+from scorer.models import Mirror, as_entity, as_features, as_number
 
 Frozen = tuple[str, str, tuple[tuple[str, str], ...], tuple[str, ...]]
 
@@ -25,10 +25,6 @@ def compose_fill(features: tuple[str, ...], entity: str | None, order: str | Non
     parts = []
     for i, (schema, table, column_types, key_columns) in enumerate(mirrors):
         types = dict(column_types)
-        vector = sql.SQL(", ").join(
-            sql.SQL("coalesce({}, 'NaN')").format(as_number(sql.Identifier("m", feature), types[feature]))
-            for feature in features
-        )
         key = sql.SQL(", ").join(
             sql.SQL("{}, {}").format(sql.Literal(column), sql.Identifier("m", column)) for column in key_columns
         )
@@ -42,12 +38,10 @@ def compose_fill(features: tuple[str, ...], entity: str | None, order: str | Non
             ).format(
                 relation=sql.Literal(f"{schema}.{table}"),
                 key=key,
-                entity=sql.SQL("''")
-                if entity is None
-                else sql.SQL("coalesce({}::text, '')").format(sql.Identifier("m", entity)),
+                entity=as_entity("m", entity),
                 order=sql.SQL("NULL::float8") if order is None else as_number(sql.Identifier("m", order), types[order]),
                 committed=sql.SQL("m._committed_at" if "_committed_at" in types else "NULL::timestamptz"),
-                vector=vector,
+                vector=as_features("m", features, types),
                 table=sql.Identifier(schema, table),
                 seq=sql.Placeholder(f"seq_{i}"),
                 until=sql.Placeholder(f"until_{i}"),
@@ -69,22 +63,16 @@ def compose_neighbours(
     parts = []
     for schema, table, column_types, _ in mirrors:
         types = dict(column_types)
-        vector = sql.SQL(", ").join(
-            sql.SQL("coalesce({}, 'NaN')").format(as_number(sql.Identifier("m", feature), types[feature]))
-            for feature in features
-        )
         place = sql.Identifier("m", "_seq") if order is None else as_number(sql.Identifier("m", order), types[order])
         parts.append(
             sql.SQL(
                 "(SELECT ARRAY[{vector}]::float8[] AS features, {place} AS place FROM {table} AS m"
                 " WHERE {place} < %(before)s AND {whose} ORDER BY {place} DESC LIMIT %(count)s)"
             ).format(
-                vector=vector,
+                vector=as_features("m", features, types),
                 place=place,
                 table=sql.Identifier(schema, table),
-                whose=sql.SQL("true")
-                if entity is None
-                else sql.SQL("coalesce({}::text, '') = %(entity)s").format(sql.Identifier("m", entity)),
+                whose=sql.SQL("true") if entity is None else sql.SQL("{} = %(entity)s").format(as_entity("m", entity)),
             )
         )
     return sql.SQL(

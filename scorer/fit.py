@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scorer.detector import Detector
-from scorer.entities import EntityJudge, Store, Waiting, fit_detector
+from scorer.entities import EntityJudge, Store, Waiting
 from scorer.errors import BadRows
 from scorer.features import RobustScaler
 from scorer.forest import RandomCutForest
-from scorer.judge import UNSCALED_CLIP, Rows, is_plain, make_detector
+from scorer.judge import UNSCALED_CLIP, Rows, fit_detector, is_plain, make_detector
 from scorer.threshold import Threshold, fit_threshold
 
 Floats = NDArray[np.float64]

@@ -19,7 +19,7 @@ from psycopg import sql
 from scorer.arrays import parse_copy
 from scorer.errors import TrainingFailed, TrainingWaits
 from scorer.judge import Rows, is_plain
-from scorer.models import INSTANT_TYPES, NUMBER_TYPES, QUERIES, Model, as_number, check_mirror, read_mirrors
+from scorer.models import INSTANT_TYPES, NUMBER_TYPES, QUERIES, Model, as_entity, as_features, check_mirror, read_mirrors
 from warehouse.db import Connection, wrap_errors
 
 _MISSING = (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName)
@@ -140,20 +140,16 @@ def _company(model: Model) -> list[str]:
 
 def read_training_rows(conn: Connection, model: Model, types: Mapping[str, str]) -> Rows:
     """The training rows, NULL as NaN, in an order that follows from their values only; entities and order where needed."""
-
-    def number(column: str) -> sql.Composed:
-        return sql.SQL("coalesce({}, 'NaN')").format(as_number(sql.Identifier("training", column), types[column]))
-
     company = _company(model)
     body = _raw(model.training_query)
-    entity: sql.Composable = sql.SQL("''")
-    if company and model.entity is not None:
-        entity = sql.SQL("coalesce({}::text, '') COLLATE \"C\"").format(sql.Identifier("training", model.entity))
-    order: sql.Composable = number(model.order) if company and model.order is not None else sql.SQL("0::float8")
+    entity = sql.SQL('{} COLLATE "C"').format(as_entity("training", model.entity if company else None))
+    order: sql.Composable = sql.SQL("0::float8")
+    if company and model.order is not None:
+        order = as_features("training", [model.order], types)
     copy = sql.SQL(
         "COPY (SELECT dense_rank() OVER (ORDER BY {})::float8, {}, {} FROM (\n{}\n) AS training) TO STDOUT (FORMAT binary)"
     )
-    features = sql.SQL(", ").join(number(feature) for feature in model.features)
+    features = as_features("training", model.features, types)
     with conn.transaction(), conn.cursor() as cursor:
         conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
         names = conn.execute(sql.SQL("SELECT DISTINCT {} FROM (\n{}\n) AS training ORDER BY 1").format(entity, body)).fetchall()

@@ -16,6 +16,7 @@ from psycopg.types.json import Jsonb
 from scorer.decisions import DecisionForest
 from scorer.errors import BadImport
 from scorer.models import QUERIES
+from scorer.results import close_retired
 from warehouse.db import Connection, wrap_errors
 
 Floats = NDArray[np.float64]
@@ -81,7 +82,7 @@ def import_forest(
         assert row is not None, "an aggregate yields a row"
         values["version"] = row[0]
         conn.execute(QUERIES["retire_other"], values)
-        conn.execute(QUERIES["close_retired_incidents"], values)
+        close_retired(conn, values, tell=True)
         conn.execute(QUERIES["add_import"], values)
         conn.execute(QUERIES["write_checkpoint"], values | {"state": forest.to_json().encode()})
         write_imported_nodes(conn, name, values["version"], forest)

@@ -112,6 +112,16 @@ class Rows:
         )
 
 
+def fit_detector(parameters: Mapping[str, Any], rows: Rows, threads: int) -> tuple[Detector, Floats]:
+    """A detector fitted on rows, and their honest scores.
+
+    Raises:
+        BadRows: no row makes a point.
+    """
+    detector = make_detector(parameters, rows.features.shape[1], threads)
+    return detector, detector.fit(clip_rows(detector, rows.features), rows.entities, rows.order)
+
+
 class PlainJudge:
     """A frozen forest with a fixed threshold.
 

@@ -5,7 +5,7 @@ Owns what a model is. Never trains or scores.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,19 @@ log = structlog.get_logger()
 QUERIES = read_queries("scorer")
 NUMBER_TYPES = frozenset({"smallint", "integer", "bigint", "real", "double precision", "numeric", "boolean"})
 INSTANT_TYPES = frozenset({"timestamp with time zone", "timestamp without time zone", "date"})
+# The parameters of a model that have a key of their own in the settings.
+_PARAMETERS = {
+    "trees",
+    "samples",
+    "seed",
+    "scale",
+    "threshold",
+    "policy",
+    "shingle",
+    "baseline_rows",
+    "direction",
+    "forest_per",
+}
 
 
 @dataclass(frozen=True)
@@ -164,6 +177,18 @@ def as_number(column: sql.Composable, kind: str) -> sql.Composable:
     return sql.SQL("{}::float8").format(column)
 
 
+def as_features(alias: str, features: Iterable[str], types: Mapping[str, str]) -> sql.Composed:
+    """The columns of a table as double precision, with NaN where there is no value, separated by commas."""
+    return sql.SQL(", ").join(
+        sql.SQL("coalesce({}, 'NaN')").format(as_number(sql.Identifier(alias, feature), types[feature])) for feature in features
+    )
+
+
+def as_entity(alias: str, column: str | None) -> sql.Composable:
+    """The entity column of a table as text; empty where there is none, or it is NULL."""
+    return sql.SQL("''") if column is None else sql.SQL("coalesce({}::text, '')").format(sql.Identifier(alias, column))
+
+
 def sync_mirrors(conn: Connection, model: Model) -> list[Mirror]:
     """Give every matching table a watermark, and say there why a table cannot be scored.
 
@@ -197,18 +222,7 @@ def create_models(conn: Connection, wanted: Iterable[ModelSettings]) -> None:
         SettingsError: a definition is refused, with the reason.
     """
     for model in wanted:
-        parameters: dict[str, Any] = {
-            "trees": model.trees,
-            "samples": model.samples,
-            "seed": model.seed,
-            "scale": model.scale,
-            "threshold": model.threshold,
-            "policy": model.policy,
-            "shingle": model.shingle,
-            "baseline_rows": model.baseline_rows,
-            "direction": model.direction,
-            "forest_per": model.forest_per,
-        } | model.parameters
+        parameters: dict[str, Any] = model.model_dump(include=_PARAMETERS) | model.parameters
         if model.threshold_value is not None:
             parameters["threshold_value"] = model.threshold_value
         try:

@@ -117,8 +117,10 @@ UPDATE scorer.models SET state = 'RETIRED', reason = 'version ' || %(version)s |
 WHERE name = %(model)s AND state = 'READY';
 
 -- name: close_retired_incidents
-UPDATE scorer.incidents SET closed_at = statement_timestamp(), close_reason = 'model retired'
-WHERE model = %(model)s AND model_version <> %(version)s AND closed_at IS NULL;
+UPDATE scorer.incidents i SET closed_at = statement_timestamp(), close_reason = 'model retired'
+FROM scorer.models m
+WHERE m.name = i.model AND m.version = i.model_version AND m.state = 'RETIRED' AND i.model = %(model)s AND i.closed_at IS NULL
+RETURNING i.id;
 
 -- name: set_trained
 UPDATE scorer.models
@@ -320,12 +322,12 @@ SELECT b.n, p.id FROM placed p JOIN pg_temp.batch b ON b.relation = p.source_tab
 DELETE FROM scorer.anomaly_features WHERE anomaly_id = ANY (%(anomalies)s::bigint[]);
 
 -- name: write_features
-INSERT INTO scorer.anomaly_features (anomaly_id, feature, rank, attribution, direction, value, expected_value)
-SELECT anomaly, (%(names)s::text[])[feature], rank, attribution, CASE WHEN high = 1 THEN 'high' ELSE 'low' END,
+INSERT INTO scorer.anomaly_features (anomaly_id, feature, rank, attribution, strength, direction, value, expected_value)
+SELECT anomaly, (%(names)s::text[])[feature], rank, attribution, strength, CASE WHEN high = 1 THEN 'high' ELSE 'low' END,
        nullif(value, 'NaN'), nullif(expected, 'NaN')
-FROM unnest(%(anomalies)s::bigint[], %(features)s::int[], %(ranks)s::int[], %(attributions)s::float8[], %(highs)s::int[],
-            %(values)s::float8[], %(expected)s::float8[])
-     AS given (anomaly, feature, rank, attribution, high, value, expected);
+FROM unnest(%(anomalies)s::bigint[], %(features)s::int[], %(ranks)s::int[], %(attributions)s::float8[], %(strengths)s::float8[],
+            %(highs)s::int[], %(values)s::float8[], %(expected)s::float8[])
+     AS given (anomaly, feature, rank, attribution, strength, high, value, expected);
 
 -- name: close_emptied_incidents
 UPDATE scorer.incidents i SET closed_at = statement_timestamp(), close_reason = 'anomalies withdrawn'

@@ -128,6 +128,7 @@ def write_anomalies(
             "features": Int4Array(feature + 1),
             "ranks": Int4Array(ranks[at, feature]),
             "attributions": Float8Array(attribution[at, feature]),
+            "strengths": Float8Array(np.abs(high - low)[at, feature]),
             "highs": Int4Array((high >= low)[at, feature]),
             "values": Float8Array(rows[abnormal][at, feature]),
             "expected": Float8Array(verdicts.expected[at, feature]),
@@ -151,6 +152,13 @@ def notify(conn: Connection, model: Model, batch: Batch) -> None:
     opened = [incident.id for incident in batch.opened]
     if opened or batch.closed:
         conn.execute(QUERIES["notify_incidents"], {"opened": opened, "closed": batch.closed})
+
+
+def close_retired(conn: Connection, values: dict[str, Any], *, tell: bool) -> None:
+    """Close what retired versions of a model left open; with `tell`, say so to who listens: a shadow's were never told of."""
+    closed = [number for (number,) in conn.execute(QUERIES["close_retired_incidents"], values).fetchall()]
+    if closed and tell:
+        conn.execute(QUERIES["notify_incidents"], {"opened": [], "closed": closed})
 
 
 def make_payload(model: Model, batch: Batch) -> str:

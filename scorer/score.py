@@ -29,6 +29,7 @@ from warehouse.settings import ScorerSettings
 
 log = structlog.get_logger()
 
+OLD_SHARE = 10  # a batch of old rows is so many times smaller than one of new rows
 CATALOG_S = 1.0  # how old the picture of models and tables may be
 # What a statement meets when a table was altered after the catalog was read.
 _CHANGED_TABLE = (
@@ -75,18 +76,16 @@ class ModelScorer:
         total = 0
         more = True
         while more and not stop.requested and not done():
-            more = False
             self._read_catalog()
-            for model, sources in self._models:
-                for mirrors in sources.values():
-                    batch = self._score(model, mirrors)
-                    total += batch.rows
-                    more |= batch.more
-                    # Old rows behind new ones: a batch of them whenever nothing new is left.
-                    if not batch.more and self._has_old(model, mirrors):
-                        batch = self._score(model, mirrors, old=True)
-                        total += batch.rows
-                        more = True
+            batches = [self._score(model, mirrors) for model, sources in self._models for mirrors in sources.values()]
+            total += sum(batch.rows for batch in batches)
+            more = any(batch.more for batch in batches)
+            if not more:
+                # One small batch of old rows, and only where no model has new ones; then new ones are looked for again.
+                old = self._find_old()
+                if old is not None:
+                    total += self._score(*old, old=True).rows
+                    more = True
         return total
 
     def _read_catalog(self) -> None:
@@ -113,12 +112,17 @@ class ModelScorer:
             self._judges[key] = judge
         return self._judges[key]
 
-    def _has_old(self, model: Model, mirrors: list[Mirror]) -> bool:
-        if model.parameters.get("backfill") != "behind":
-            return False
-        given = model.key | {"relations": [mirror.name for mirror in mirrors]}
-        with wrap_errors():
-            return self.conn.execute(QUERIES["has_old"], given).fetchone() is not None
+    def _find_old(self) -> tuple[Model, list[Mirror]] | None:
+        """A model and tables of one source with rows from before the version that are not scored yet."""
+        for model, sources in self._models:
+            if model.parameters.get("backfill") != "behind":
+                continue
+            for mirrors in sources.values():
+                given = model.key | {"relations": [mirror.name for mirror in mirrors]}
+                with wrap_errors():
+                    if self.conn.execute(QUERIES["has_old"], given).fetchone() is not None:
+                        return model, mirrors
+        return None
 
     def _score(self, model: Model, mirrors: list[Mirror], *, old: bool = False) -> Batch:
         """One batch of one source's tables."""
@@ -158,7 +162,9 @@ class ModelScorer:
         if isinstance(judge, Follower):
             # Until the batch is committed it may know rows that nobody else does.
             del self._judges[model.name, model.version]
-        sizes = self.settings.batch_rows, self.settings.checkpoint_rows
+        # A new row waits for the batch at work, so one of old rows is small.
+        batch_rows = max(1, self.settings.batch_rows // OLD_SHARE) if old else self.settings.batch_rows
+        sizes = batch_rows, self.settings.checkpoint_rows
         batch = score_batch(self.conn, model, judge, mirrors, *sizes, old=old)
         self._judges[model.name, model.version] = judge
         return batch

@@ -21,6 +21,7 @@ from scorer.history import check_query, check_relation, explain_errors, read_tra
 from scorer.judge import Rows, has_own_forests
 from scorer.models import QUERIES, Model, drop_superseded, read_models, set_stage, set_state, sync_mirrors
 from scorer.restore import TrainingStore
+from scorer.results import close_retired
 from warehouse.db import Connection, lock_number, wrap_errors
 
 log = structlog.get_logger()
@@ -151,11 +152,12 @@ def write_trained(conn: Connection, model: Model, trained: Trained, training_ms:
         deployed = conn.execute(QUERIES["read_deployed"], values).fetchone()
         if model.parameters.get("deploy") == "shadow" and deployed is not None:
             conn.execute(QUERIES["retire_shadow"], values)
+            close_retired(conn, values, tell=False)
             conn.execute(QUERIES["begin_behind"], values | {"deployed": deployed[0]})
             conn.execute(QUERIES["set_trained"], values | {"new_state": "SHADOW"})
         else:
             conn.execute(QUERIES["retire_other"], values)
-            conn.execute(QUERIES["close_retired_incidents"], values)
+            close_retired(conn, values, tell=True)
             conn.execute(QUERIES["set_trained"], values | {"new_state": "READY"})
         conn.execute(QUERIES["write_checkpoint"], values)
         if trained.forest is not None:

@@ -38,7 +38,7 @@ def add_verbs(add: Add) -> None:
     add("show", "everything about a model").add_argument("model")
     verb = add("create", "define a model, or a new version of one")
     verb.add_argument("model")
-    verb.add_argument("--relation", required=True, help="mirror tables to score: schema.table, with %% and _ of LIKE")
+    verb.add_argument("--relation", default="", help="mirror tables to score: schema.table, with %% and _ of LIKE")
     verb.add_argument("--query", required=True, help="a SELECT that yields the rows to learn from")
     verb.add_argument("--features", required=True, help="columns, separated by commas")
     verb.add_argument("--entity")
@@ -50,6 +50,10 @@ def add_verbs(add: Add) -> None:
     verb.add_argument("version", type=int)
     add("rollback", "deploy the version before the one that scores").add_argument("model")
     add("drop", "remove a model with all that it found").add_argument("model")
+    verb = add("function", "make scorer.FUNCTION of a model's features, which others may be granted")
+    verb.add_argument("function")
+    verb.add_argument("model")
+    verb.add_argument("--class", dest="label", help="of an imported model: the class whose probability it gives")
     add("compare", "versions in the shadow beside the deployed ones")
     add("incidents", "open incidents, the worst first").add_argument("--all", action="store_true", help="closed ones too")
     verb = add("acknowledge", "note that an incident was seen")
@@ -105,6 +109,7 @@ VERBS: dict[str, Callable[[Connection, argparse.Namespace], Result]] = {
     "deploy": _call("scorer.deploy(%(model)s, %(version)s)"),
     "rollback": _call("scorer.rollback(%(model)s)", "version"),
     "drop": _call("scorer.drop_model(%(model)s)"),
+    "function": _call("scorer.create_function(%(function)s, %(model)s, %(label)s)::text", "function"),
     "compare": lambda conn, args: [row["c"] for row in _ask(conn, _COMPARISON, {})],
     "incidents": lambda conn, args: _ask(conn, _INCIDENTS, {"all": args.all}),
     "acknowledge": _call("scorer.acknowledge(%(incident)s, %(note)s)"),

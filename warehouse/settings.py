@@ -232,8 +232,9 @@ class ModelSettings(Section):
 
     name: Identifier
     relation: str = Field(
-        pattern=r"^\s*[^.,\s]+\.[^.,]+(,\s*[^.,\s]+\.[^.,]+)*$",
-        description="the mirror tables whose rows are scored: schema.table, with % and _ of LIKE, several separated by commas",
+        pattern=r"^$|^\s*[^.,\s]+\.[^.,]+(,\s*[^.,\s]+\.[^.,]+)*$",
+        description="the mirror tables whose rows are scored: schema.table, with % and _ of LIKE, several separated by commas;"
+        ' "" for a model that is only asked in SQL',
     )
     training_query: str = Field(min_length=1, description="a SELECT that yields at least the feature columns")
     features: tuple[str, ...] = Field(min_length=1)

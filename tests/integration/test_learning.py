@@ -165,11 +165,13 @@ def test_incidents_are_explained_acknowledged_and_labelled(plant: Plant) -> None
     listener.execute("LISTEN incidents")
     fault = np.array([[150.0, 0.5, -3.0], [190.0, 0.5, -3.0], [160.0, 0.5, -3.0]])
     plant.insert("readings_new", 1, np.ones(3), fault)
+    plant.conn.execute("UPDATE plant.readings_new SET _committed_at = _committed_at + id * interval '1 minute'")
     plant.catch_up_here()
-    ((number, state, entity, anomalies, top, at_peak),) = plant.fetch(
-        "SELECT id, state, entity, anomalies, top_features[1], peak_order_value FROM incident_info"
+    ((number, *episode),) = plant.fetch(
+        "SELECT id, state, entity, anomalies, top_features[1], peak_order_value, extract(epoch FROM duration)::int,"
+        " peak_score = (SELECT max(score) FROM anomalies) FROM incident_info"
     )
-    assert (state, entity, anomalies, top, at_peak) == ("open", "1", 3, "sensor_1", 1)
+    assert episode == ["open", "1", 3, "sensor_1", 1, 120, True]
     assert plant.fetch("SELECT feature, direction, share > 0.5, anomalies_led FROM incident_features WHERE rank = 1") == [
         ("sensor_1", "high", True, 3)
     ]

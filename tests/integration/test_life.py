@@ -1,5 +1,6 @@
 """The life of a model: shadows, retraining by the clock, old rows behind new ones, forests as rows, and the command line."""
 
+import itertools
 import json
 
 import numpy as np
@@ -7,7 +8,9 @@ import psycopg
 import pytest
 
 from scorer.__main__ import main
+from scorer.models import Mirror, Model
 from scorer.publish import publish_forests
+from scorer.results import Batch
 from scorer.score import ModelScorer
 from tests.fixtures.plant import FEATURES, TRAINING_QUERY, Plant, make_readings
 from warehouse.db import connect
@@ -41,6 +44,8 @@ def test_a_new_version_watches_in_the_shadow_until_it_is_deployed(plant: Plant) 
     )
     counted = dict(plant.fetch("SELECT model_version, count(*) FROM anomalies WHERE seq > %s GROUP BY 1", plant.seq - 20))
     assert rows == 20 and (ours, theirs) == (counted[1], counted[2]) and both == ours < theirs
+    (compared,) = (json.loads(line) for line in plant.run("compare", "--json").stdout.splitlines())
+    assert (compared["deployed_anomalies"], compared["shadow_anomalies"], compared["common_anomalies"]) == (ours, theirs, both)
     assert {row[0] for row in plant.fetch("SELECT model_version FROM open_anomalies")} == {1}
     plant.conn.execute("SELECT scorer.deploy('turbofan', 2)")
     insert_faults(plant, 41, seed=3)
@@ -99,6 +104,38 @@ def test_old_rows_come_behind_new_ones(plant: Plant) -> None:
         plant.create_model("learning", parameters={"backfill": "behind", "policy": "streaming"})
 
 
+def test_no_old_row_is_scored_while_a_new_one_waits(plant: Plant) -> None:
+    """Rows arrive behind every batch of old rows: whatever model they are for, they are scored before the next old row is, and
+    a batch of old rows is a small one.
+    """
+    for first in range(1, 101, 20):
+        insert_faults(plant, first, seed=first)
+    for name in ("one", "two"):
+        plant.create_model(name, parameters={"backfill": "behind"})
+    assert plant.run("train").returncode == 0
+    batches: list[tuple[str, bool, int]] = []
+
+    class Arriving(ModelScorer):
+        """Notes each batch; rows arrive behind those of old ones."""
+
+        def _score(self, model: Model, mirrors: list[Mirror], *, old: bool = False) -> Batch:
+            batch = super()._score(model, mirrors, old=old)
+            batches.append((model.name, old, batch.rows))
+            if old and (arrived := sum(was_old for _, was_old, _ in batches)) <= 4:
+                rows = make_readings(np.random.default_rng(arrived), 3)
+                plant.insert("readings_new", 1000 + 3 * arrived, np.ones(3), rows)
+            return batch
+
+    environment = {k: v for k, v in plant.environment({"SCORER__BATCH_ROWS": "200"}).items() if k.startswith("TAILRACE__")}
+    settings = load_settings(None, environment)
+    with connect(settings.warehouse, "tests") as conn:
+        assert Arriving(conn, settings.scorer).run(Stop()) == 2 * (100 + 4 * 3)
+    old = [i for i, (_, is_old, _) in enumerate(batches) if is_old]
+    assert {batches[i][2] for i in old} == {20} and {batches[i][0] for i in old} == {"one", "two"}
+    for first, second in itertools.pairwise(old[:5]):
+        assert batches[first + 1 : second] == [("one", False, 3), ("two", False, 3)]
+
+
 def test_forests_as_rows_are_there_for_versions_that_may_be_asked(plant: Plant) -> None:
     """Those of models that learn are written afresh, those long retired cleared, and written again when one is deployed."""
     plant.create_model(parameters={"policy": "streaming", "time_decay": 100})
@@ -152,6 +189,8 @@ def test_the_verbs_are_commands(plant: Plant, monkeypatch: pytest.MonkeyPatch, c
     plant.catch_up_here()
     assert ask("rollback", "hot") == [{"model": "hot", "version": 1}]
     ask("deploy", "hot", "2")
+    assert ask("function", "is_hot", "hot")[0]["function"].startswith("is_hot(")
+    assert plant.fetch("SELECT scorer.is_hot(150, 0.5, -3) = scorer.score('hot', ARRAY[150, 0.5, -3])") == [(True,)]
     ask("create", "hot", *definition, "--parameters", '{"trees": 0}', code=2)
     ask("deploy", "hot", "9", code=3)
     ask("drop", "hot")

@@ -123,6 +123,25 @@ def test_a_failed_model_can_be_tried_again(plant: Plant) -> None:
     assert done.returncode == 0 and json.loads(done.stdout) == {"model": "turbofan", "version": 1, "state": "READY"}
 
 
+def test_training_says_how_far_it_is(plant: Plant) -> None:
+    """create_model returns at once; the reason of a version in TRAINING names the stage, and how many entities are done."""
+    plant.conn.execute(
+        "CREATE TABLE public.stages (n serial, model text, state text, reason text);"
+        " CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        " INSERT INTO public.stages (model, state, reason) VALUES (new.name, new.state, new.reason); RETURN new; END $$;"
+        " CREATE TRIGGER noted AFTER INSERT OR UPDATE ON scorer.models FOR EACH ROW EXECUTE FUNCTION note()"
+    )
+    plant.create_model("one")
+    plant.create_model("own", parameters={"forest_per": "entity"})
+    plant.catch_up_here()
+    stages = plant.fetch("SELECT model, state, reason FROM public.stages ORDER BY n")
+    wanted = [("PENDING", None), ("TRAINING", None), ("TRAINING", "reading rows"), ("TRAINING", "fitting 600 rows")]
+    rest = [("TRAINING", "writing the forest"), ("READY", None)]
+    assert [row[1:] for row in stages if row[0] == "one"] == wanted + rest
+    each = [("TRAINING", f"fitting 600 rows, {done} of 6 entities") for done in range(6)]
+    assert [row[1:] for row in stages if row[0] == "own"] == wanted + each + rest
+
+
 def test_two_statements_never_run(plant: Plant) -> None:
     """A query that breaks out of its parentheses is refused by the scorer before anything of it runs."""
     plant.create_model()
@@ -144,8 +163,13 @@ def test_retrain_rollback_and_drop(plant: Plant) -> None:
     plant.create_model("other")
     plant.insert("readings_new", 1, np.ones(5), make_readings(rng, 5) + 50)
     plant.catch_up_here()
+    listener = plant.database.connect(autocommit=True)
+    listener.execute("LISTEN incidents")
     assert plant.fetch("SELECT scorer.retrain('turbofan')") == [(2,)]
     plant.catch_up_here()
+    told = [json.loads(notice.payload) for notice in listener.notifies(timeout=10, stop_after=1)]
+    assert [told[0][name] for name in ("event", "version", "reason")] == ["closed", 1, "model retired"]
+    listener.close()
     assert plant.fetch("SELECT close_reason FROM incidents WHERE model = 'turbofan' AND model_version = 1") == [
         ("model retired",)
     ]
@@ -212,12 +236,17 @@ def test_ordinary_grants_are_enough(plant: Plant) -> None:
         assert plant.fetch("SELECT count(*) FROM anomalies") == [(2,)]
         assert ("state", "READY") in plant.fetch("SELECT * FROM scorer.show_model('turbofan')")
         assert plant.fetch("SELECT scorer.explanation(min(id)) -> 'sensor_1' ->> 'DIRECTION' FROM anomalies") == [("HIGH",)]
-        with pytest.raises(psycopg.errors.InsufficientPrivilege):
-            plant.create_model("mine")
+        acknowledge = "SELECT scorer.acknowledge(min(id)) FROM incidents"
+        for refused in (lambda: plant.create_model("mine"), lambda: plant.conn.execute(acknowledge)):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                refused()
         plant.conn.execute("RESET ROLE")
         plant.conn.execute("GRANT INSERT, UPDATE ON scorer.models TO analyst_of_scores")
+        plant.conn.execute("GRANT UPDATE ON scorer.incidents TO analyst_of_scores")
         plant.conn.execute("SET ROLE analyst_of_scores")
         plant.create_model("mine")
+        plant.conn.execute(acknowledge)
+        assert plant.fetch("SELECT acknowledged_by FROM incident_info") == [("analyst_of_scores",)]
         plant.conn.execute("RESET ROLE")
         assert plant.fetch("SELECT owner FROM models WHERE name = 'mine'") == [("analyst_of_scores",)]
     finally:
@@ -238,6 +267,12 @@ def test_explain_of_a_row_and_of_values(plant: Plant) -> None:
         "SELECT rank, feature, attribution, direction, value, expected_value FROM anomaly_features ORDER BY rank"
     )
     assert [tuple(item.values()) for item in by_key["features"]] == stored
+    # What is kept of an anomaly has the shape, and the numbers, of what Kinesis' users know.
+    ((kept, asked),) = plant.fetch(
+        "SELECT scorer.explanation(id), scorer.explain('turbofan', ARRAY[150.0, 0.5, -3.0]) FROM anomalies"
+    )
+    assert {name: {key: why[key] for key in asked[name]} for name, why in kept.items()} == {name: asked[name] for name in kept}
+    assert {key for why in asked.values() for key in why} == {"DIRECTION", "STRENGTH", "ATTRIBUTION_SCORE"}
     assert plant.fetch("SELECT score, grade FROM anomalies") == [(by_key["score"], by_key["grade"])]
     assert "sensor_1" in plant.run("explain", "turbofan", '{"id": 7}').stdout.splitlines()[1]
     for subject, code in (('{"id": 8}', 2), ('{"id": "x"}', 2), ("[1, 2]", 2), ("7", 2)):

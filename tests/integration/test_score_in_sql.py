@@ -131,6 +131,23 @@ def test_a_set_is_one_query_that_only_reads_with_the_caller_s_rights(plant: Plan
         plant.conn.execute("SET ROLE asker_of_scores")
         values = "SELECT 100.0 AS sensor_1, 0.5 AS sensor_2, -3.0 AS sensor_3"
         assert len(plant.fetch("SELECT * FROM scorer.score_rows('turbofan', %s)", values)) == 1
+        ((score, why),) = plant.fetch(
+            "SELECT scorer.score('turbofan', v), scorer.explain('turbofan', v) FROM (VALUES (ARRAY[150.0, 0.5, -3.0])) AS t (v)"
+        )
+        assert score > 1 and why["sensor_1"]["DIRECTION"] == "HIGH"
+        # That, and nothing else: neither what was found, nor any verb.
+        for call in (
+            "SELECT * FROM scorer.anomalies",
+            "SELECT state FROM scorer.forest_checkpoints",
+            "SELECT scorer.create_model('mine', NULL, 'SELECT 1 AS a', ARRAY['a'])",
+            "SELECT scorer.retrain('turbofan')",
+            "SELECT scorer.rollback('turbofan')",
+            "SELECT scorer.drop_model('turbofan')",
+            "SELECT scorer.acknowledge(1)",
+            "SELECT scorer.create_function('mine', 'turbofan')",
+        ):
+            with pytest.raises((psycopg.errors.InsufficientPrivilege, psycopg.errors.ObjectNotInPrerequisiteState)):
+                plant.conn.execute(call)
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             plant.conn.execute("SELECT * FROM scorer.score_rows('turbofan', 'SELECT * FROM plant.readings_historical')")
     finally:
