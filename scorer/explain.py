@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from scorer.errors import BadRows
+from scorer.errors import BadParameter, BadRows
 from scorer.follow import Follower
 from scorer.judge import PlainJudge
 from scorer.models import Model, as_entity, as_features, check_mirror, read_mirrors
@@ -56,6 +56,7 @@ def explain_row(conn: Connection, model: Model, subject: Subject, entity: str = 
 
     Raises:
         BadRows: no such row, or not as many values as the model has features.
+        BadParameter: the model was imported.
     """
     values, whose = read_row(conn, model, subject) if isinstance(subject, dict) else (np.array(subject, np.float64), entity)
     if len(values) != len(model.features):
@@ -64,7 +65,10 @@ def explain_row(conn: Connection, model: Model, subject: Subject, entity: str = 
             hint=f"In order: {', '.join(model.features)}",
         )
     judge = read_judge(conn, model, 1)
-    assert isinstance(judge, PlainJudge | Follower), "an imported model is not explained"
+    if not isinstance(judge, PlainJudge | Follower):
+        raise BadParameter(
+            f"model {model.name} was imported: it predicts and does not score", hint="scorer predict", parameter="model"
+        )
     if isinstance(judge, PlainJudge):
         scaled = judge.scaler.transform(values[np.newaxis])
         score, threshold = float(judge.forest.score_samples(scaled)[0]), judge.threshold.value

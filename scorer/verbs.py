@@ -15,6 +15,7 @@ import psycopg
 from psycopg.types.json import Jsonb
 
 from scorer.errors import BadParameter, ModelUnknown
+from scorer.explain import parse_subject
 from warehouse.db import Connection, connect, wrap_errors
 from warehouse.migrate import require_migrations
 from warehouse.service import print_json
@@ -29,6 +30,7 @@ FROM scorer.model_info WHERE state <> 'RETIRED' OR %(all)s ORDER BY name, versio
 _INCIDENTS = """SELECT id, model, model_version AS version, entity, state, opened_at::text, duration::text, anomalies,
     peak_score, top_features, label, acknowledged_by::text
 FROM scorer.incident_info WHERE (state = 'open' AND model_state = 'READY') OR %(all)s ORDER BY peak_score DESC"""
+_SCORES = "SELECT number, score, row_values AS row FROM scorer.score_rows(%(model)s, %(query)s) ORDER BY number"
 _COMPARISON = "SELECT to_jsonb(c) AS c FROM scorer.shadow_comparison c ORDER BY model"
 
 
@@ -50,6 +52,12 @@ def add_verbs(add: Add) -> None:
     verb.add_argument("version", type=int)
     add("rollback", "deploy the version before the one that scores").add_argument("model")
     add("drop", "remove a model with all that it found").add_argument("model")
+    verb = add("score", "the score of each row of a query")
+    verb.add_argument("model")
+    verb.add_argument("query", help="a SELECT that yields the feature columns")
+    verb = add("predict", "what an imported model predicts of values")
+    verb.add_argument("model")
+    verb.add_argument("features", help="as JSON, in the model's order: [0.1, null, 3]")
     verb = add("function", "make scorer.FUNCTION of a model's features, which others may be granted")
     verb.add_argument("function")
     verb.add_argument("model")
@@ -89,6 +97,19 @@ def _create(conn: Connection, args: argparse.Namespace) -> Result:
     return _ask(conn, f"SELECT %(name)s AS model, {call} AS version", given)
 
 
+def _predict(conn: Connection, args: argparse.Namespace) -> Result:
+    features = parse_subject(args.features)
+    if not isinstance(features, list):
+        raise BadParameter("the features are no list", hint="Give [0.1, null, 3].", parameter="features")
+    given = {"model": args.model, "features": features}
+    return _ask(
+        conn,
+        "SELECT scorer.predict(%(model)s, %(features)s::float8[]) AS outputs,"
+        " scorer.predict_label(%(model)s, %(features)s::float8[]) AS label",
+        given,
+    )
+
+
 def _call(call: str, result: str = "") -> Callable[[Connection, argparse.Namespace], Result]:
     """The verb that calls one function with its arguments by name."""
     # Text of this file, not of the caller.
@@ -109,6 +130,8 @@ VERBS: dict[str, Callable[[Connection, argparse.Namespace], Result]] = {
     "deploy": _call("scorer.deploy(%(model)s, %(version)s)"),
     "rollback": _call("scorer.rollback(%(model)s)", "version"),
     "drop": _call("scorer.drop_model(%(model)s)"),
+    "score": lambda conn, args: _ask(conn, _SCORES, {"model": args.model, "query": args.query}),
+    "predict": _predict,
     "function": _call("scorer.create_function(%(function)s, %(model)s, %(label)s)::text", "function"),
     "compare": lambda conn, args: [row["c"] for row in _ask(conn, _COMPARISON, {})],
     "incidents": lambda conn, args: _ask(conn, _INCIDENTS, {"all": args.all}),
@@ -129,10 +152,10 @@ def run_verb(args: argparse.Namespace, settings: Settings) -> None:
         try:
             with wrap_errors():
                 rows = VERBS[args.verb](conn, args)
-        except psycopg.errors.InvalidParameterValue as error:
-            raise BadParameter(error.diag.message_primary or "refused", hint=error.diag.message_hint or "") from error
         except (psycopg.errors.UndefinedObject, psycopg.errors.ObjectNotInPrerequisiteState) as error:
             raise ModelUnknown(error.diag.message_primary or "refused", hint=error.diag.message_hint or "") from error
+        except (psycopg.DataError, psycopg.ProgrammingError, psycopg.NotSupportedError) as error:
+            raise BadParameter(error.diag.message_primary or "refused", hint=error.diag.message_hint or "") from error
     for row in rows:
         if args.json:
             print_json(row)

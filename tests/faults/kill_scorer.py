@@ -47,7 +47,7 @@ class Writer(threading.Thread):
         """Write until asked to stop."""
         rng = np.random.default_rng(3)
         while not self.stopped.is_set():
-            ((behind,),) = self.plant.fetch("SELECT %s - coalesce(min(rows_scored), 0) FROM watermarks", self.rows)
+            ((behind,),) = self.plant.fetch("SELECT %s - coalesce(min(rows_scored), 0) FROM scorer.watermarks", self.rows)
             if behind > AHEAD:
                 time.sleep(0.05)
                 continue

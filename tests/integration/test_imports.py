@@ -75,6 +75,10 @@ def test_an_imported_model_is_called_by_name_and_applied_to_new_rows(plant: Plan
     assert np.abs(np.array([row[0] for row in stored]) - wanted).max() < 1e-9
     assert [row[1] for row in stored] == [str(label) for label in churn.predict(rows)]
     assert [row[2] for row in stored] == [str(unit) for unit in range(50)]
+    done = plant.run("predict", "churn", json.dumps(rows[0].tolist()), "--json")
+    assert json.loads(done.stdout)["outputs"] == pytest.approx(wanted[0].tolist(), abs=1e-9), done.stderr
+    done = plant.run("explain", "churn", json.dumps(rows[0].tolist()))
+    assert done.returncode == 2 and "imported" in done.stderr
     plant.conn.execute("DROP ROLE IF EXISTS caller_of_churn")
     plant.conn.execute("CREATE ROLE caller_of_churn")
     try:

@@ -191,6 +191,12 @@ def test_the_verbs_are_commands(plant: Plant, monkeypatch: pytest.MonkeyPatch, c
     ask("deploy", "hot", "2")
     assert ask("function", "is_hot", "hot")[0]["function"].startswith("is_hot(")
     assert plant.fetch("SELECT scorer.is_hot(150, 0.5, -3) = scorer.score('hot', ARRAY[150, 0.5, -3])") == [(True,)]
+    scored = ask("score", "hot", "SELECT * FROM plant.readings_new ORDER BY id LIMIT 2")
+    assert [(row["number"], row["row"]["id"]) for row in scored] == [(1, 1), (2, 2)] and scored[0]["score"] > 0
+    ask("score", "hot", "SELECT 1 AS sensor_1", code=2)
+    ask("score", "hot", "SELECT FROM WHERE", code=2)
+    ask("function", "score", "hot", code=2)
+    ask("predict", "hot", "[1, 2, 3]", code=2)
     ask("create", "hot", *definition, "--parameters", '{"trees": 0}', code=2)
     ask("deploy", "hot", "9", code=3)
     ask("drop", "hot")
