@@ -24,7 +24,7 @@ log = structlog.get_logger()
 def write_missing_nodes(conn: Connection, model: Model) -> None:
     """Write the forest of a version that has none as rows: it was retired for long, and is deployed again.
 
-    Forests of single entities are never rows: a hundred of them would be a hundred times 30 MB.
+    Forests of single entities are never rows: a hundred of them would be a hundred times 23 MB.
     """
     if has_own_forests(model.parameters):
         return
