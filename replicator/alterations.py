@@ -13,9 +13,10 @@ import structlog
 
 from replicator.alter import parse_alter
 from replicator.apply import REFUSALS, Applier
+from replicator.arrangement import CopyNeeded
 from replicator.column_facts import read_facts
 from replicator.errors import SchemaChanged
-from replicator.evolution import CopyNeeded, Evolution, plan_evolution
+from replicator.evolution import Evolution, plan_evolution
 from replicator.history import find_kept
 from replicator.items import Statement
 from replicator.mirror import LIVE, MirrorTable

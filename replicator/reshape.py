@@ -11,7 +11,8 @@ from typing import Any
 
 from psycopg import sql
 
-from replicator.evolution import CopyNeeded, Evolution
+from replicator.arrangement import CopyNeeded
+from replicator.evolution import Evolution
 from replicator.mirror import MirrorTable, key_object
 from replicator.mirror_ddl import (
     add_key,

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from replicator.alter import ColumnType, parse_alter, parse_type
+from replicator.alter import parse_alter
+from replicator.definition import ColumnType, parse_type
 
 
 def read(clauses: str, *, mariadb: bool = False) -> list[tuple[str, str, str]] | None:
