@@ -252,9 +252,14 @@ def test_forests_per_entity_are_asked_by_the_command(plant: Plant) -> None:
     query = f"SELECT unit, cycle, {hotter}, sensor_2, sensor_3 FROM plant.readings_historical"
     plant.create_model("own", parameters=own, query=query)
     plant.create_model("pooled", query=query)
+    # What a trainer that was killed left behind.
+    plant.conn.execute(
+        "INSERT INTO entity_forests (model, version, entity, state, batch, rows_seen) VALUES ('own', 1, 'x', '', 0, 0)"
+    )
     plant.insert("readings_new", 1, np.array([0, 1]), np.array([[160.0, 0.5, -3.0]] * 2))
     plant.catch_up_here()
     assert plant.fetch("SELECT model, entity FROM anomalies WHERE model = 'own'") == [("own", "1")]
+    assert plant.fetch("SELECT entity FROM entity_forests ORDER BY 1") == [(str(unit),) for unit in range(6)]
     assert plant.fetch("SELECT count(*) FROM learned_batches") == [(0,)]
     by_key = json.loads(plant.run("explain", "own", '{"id": 2}', "--json").stdout)
     named = json.loads(plant.run("explain", "own", "[160, 0.5, -3]", "--entity", "1", "--json").stdout)

@@ -8,7 +8,9 @@ import numpy as np
 import psycopg
 import pytest
 
+from scorer.models import create_models
 from tests.fixtures.plant import FEATURES, TRAINING_QUERY, Plant, make_readings
+from warehouse.settings import ModelSettings
 
 
 def states(plant: Plant) -> list[tuple[object, ...]]:
@@ -217,6 +219,14 @@ threshold_value = 0.99
     file.write_text(text.replace("trees = 10", "trees = 11"))
     assert plant.run("run", "--until-caught-up", "-c", str(file)).returncode == 0
     assert [row[1:3] for row in states(plant)] == [(1, "RETIRED"), (2, "READY")]
+    # One that is only asked in SQL, and one with a forest for each entity.
+    given = {"name": "asked", "relation": "", "training_query": TRAINING_QUERY, "features": FEATURES, "entity": "unit"}
+    create_models(plant.conn, [ModelSettings(**given), ModelSettings(**given | {"name": "own", "forest_per": "entity"})])
+    assert plant.fetch("SELECT relation, parameters ->> 'forest_per' FROM models WHERE name <> 'filed' ORDER BY name") == [
+        ("", "model"),
+        ("", "entity"),
+    ]
+    plant.conn.execute("SELECT scorer.drop_model('asked'), scorer.drop_model('own')")
     file.write_text(text.replace("SELECT", "DELETE"))
     done = plant.run("run", "--until-caught-up", "-c", str(file))
     assert done.returncode == 2 and "must be a SELECT" in done.stderr
