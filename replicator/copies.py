@@ -107,7 +107,7 @@ class Copies:
             log.info("copy goes on", table=table.name, rows=copy.rows_done, of=copy.rows_estimate)
 
     def begin(self, table: MirrorTable, seq: int, position: Position) -> bool:
-        """Begin to copy a table beside the stream and commit that; False where it cannot be read in ranges.
+        """Begin to copy a table beside the stream and commit that; False where it has no key to replace rows by.
 
         A table that cannot be copied at all gets a state that says why.
         """
@@ -116,7 +116,7 @@ class Copies:
         if found is None:
             return True
         order = KeyOrder.read(self._source, found)
-        if order is None:
+        if not found.key:
             return False
         self.cancel(table)
         with wrap_errors():
@@ -137,7 +137,14 @@ class Copies:
         return True
 
     def _begin(
-        self, table: MirrorTable, found: SourceTable, order: KeyOrder, seq: int, position: Position, low: Bound, high: Bound
+        self,
+        table: MirrorTable,
+        found: SourceTable,
+        order: KeyOrder | None,
+        seq: int,
+        position: Position,
+        low: Bound,
+        high: Bound,
     ) -> None:
         registry, conn = self._registry, self._conn
         gone = table.describe_as(found)
@@ -397,6 +404,9 @@ class Copies:
             raise error
         else:
             copy.failures += 1
+            if copy.order is None:
+                # from the beginning, over rows that are there already
+                copy.is_filled, copy.rows_done = True, 0
             log.warning("reading goes on after an error", table=copy.table.name, reason=error.message, failures=copy.failures)
             self._readers.read(copy, failed.range)
 

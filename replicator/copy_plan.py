@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from replicator.key_order import Key, KeyOrder
+from replicator.key_order import Key, KeyOrder, NotAKey
 from replicator.mirror import QUERIES, MirrorTable
 from replicator.position import Position
 from replicator.result import quote_name, quote_table
@@ -57,7 +57,8 @@ class TableCopy:
     """A copy that runs beside the stream.
 
     Attributes:
-        found: the table as the source described it when the copy began. order: of its key.
+        found: the table as the source described it when the copy began.
+        order: of its key; None: it is read in one SELECT, which begins anew after a crash.
         base_seq: what the mirror has up to here is older than the copy.
         is_filled: the mirror may hold other rows than those that the copy and the stream wrote since.
         low, high: the keys between which the table is copied; None: all of it.
@@ -69,7 +70,7 @@ class TableCopy:
 
     table: MirrorTable
     found: SourceTable
-    order: KeyOrder
+    order: KeyOrder | None
     base_seq: int
     is_filled: bool
     ranges: list[CopyRange]
@@ -106,8 +107,8 @@ class TableCopy:
 
 
 def plan_copy(
-    source: Source, table: MirrorTable, found: SourceTable, order: KeyOrder, seq: int, readers: int, low: Bound, high: Bound,
-    *, is_filled: bool,
+    source: Source, table: MirrorTable, found: SourceTable, order: KeyOrder | None, seq: int, readers: int, low: Bound,
+    high: Bound, *, is_filled: bool,
 ) -> TableCopy:  # fmt: skip
     """A copy of a table that begins now, in as many ranges as it is worth.
 
@@ -119,9 +120,11 @@ def plan_copy(
         NotAKey: the bounds that were asked for are none of this key.
     """
     estimate = estimate_rows(source, found.name)
-    after, upto = order.parse(low) if low else (), order.parse(high) if high else ()
+    if order is None and (low is not None or high is not None):
+        raise NotAKey("its key cannot be read in ranges")
+    after, upto = (order.parse(bound) if order is not None and bound else () for bound in (low, high))
     ranges = [CopyRange(after, upto, inclusive=bool(low))]
-    if low is None and high is None and readers > 1 and estimate >= _SPLIT_ROWS:
+    if order is not None and low is None and high is None and readers > 1 and estimate >= _SPLIT_ROWS:
         ranges = _divide(source, found, order, readers)
     table.touched = Touched()
     return TableCopy(
@@ -168,12 +171,15 @@ def read_copies(conn: Connection, source: Source, name: str, tables: dict[str, M
         if table is None or described is None or not table.is_described_as(described):
             continue
         order = KeyOrder.read(source, described)
-        if order is None:
+        ranges_left = [_read_range(each) for each in ranges]
+        if order is None and (not described.key or ranges_left[0].after):
             continue
+        if order is None:
+            rows_done = 0
         table.touched = Touched()
         found.append(
             TableCopy(
-                table, described, order, base_seq, True, [_read_range(each) for each in ranges], estimate, low, high,
+                table, described, order, base_seq, True, ranges_left, estimate, low, high,
                 rows_done=rows_done, rows_before=rows_done, drift=None if low is None and high is None else 0,
             )
         )  # fmt: skip

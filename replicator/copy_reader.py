@@ -23,6 +23,7 @@ from warehouse.settings import Settings
 log = structlog.get_logger()
 
 _AHEAD = 24
+_ALL = 1 << 62
 _FIRST_ROWS, _FEWEST_ROWS = 4096, 256
 # A SELECT that takes long keeps the table from being altered and keeps undo history.
 _SHORT_S, _LONG_S = 0.5, 2.0
@@ -230,6 +231,8 @@ class Readers:
                 while self.throttle.is_overloaded(source) and not should_stop():
                     self._closing.wait(_LOOK_S)
                 started, limit = time.monotonic(), self.throttle.cut(limit)
+                if copy.order is None:
+                    limit = _ALL
                 rows, last = self._read_page(reader, copy, part, after, limit, inclusive=inclusive)
                 if rows < limit:
                     self._put(copy, RangeDone(copy, part))
@@ -255,6 +258,8 @@ class Readers:
         held: Block | None = None
         for block in reader.read(after, part.upto, limit, inclusive=inclusive):
             rows, last = rows + block.rows, block.last
+            if limit == _ALL:
+                self._pace(copy, block.rows)
             if held is not None:
                 self._put(copy, Slice(copy, part, held, anchor.seq, page, is_last=False))
             held = block
@@ -263,6 +268,12 @@ class Readers:
         else:
             self._put(copy, Slice(copy, part, held, anchor.seq, page, is_last=True))
         return rows, last
+
+    def _pace(self, copy: TableCopy, rows: int) -> None:
+        """Slow down in the middle of a SELECT that cannot be cut."""
+        end = time.monotonic() + self.throttle.claim(rows)
+        while time.monotonic() < end and not copy.is_cancelled and not self._closing.is_set():
+            self._closing.wait(_LOOK_S)
 
     def _put(self, copy: TableCopy, item: Slice | RangeDone | RangeFailed) -> None:
         while not (copy.is_cancelled or self._closing.is_set()):

@@ -117,6 +117,7 @@ def sweep(conn: Connection, source: str, copy: TableCopy, seq: int) -> int:
 
 def _bound(copy: TableCopy, bound: dict[str, Any], sign: str) -> sql.Composable:
     described = {column["name"]: column for column in copy.table.columns}
+    assert copy.order is not None, "bounds are values of an order"
     columns = [described[each.name] for each in copy.order.columns[: len(bound)]]
     names = sql.SQL(", ").join([sql.Identifier(column["mirror_name"]) for column in columns])
     values = sql.SQL(", ").join(

@@ -9,8 +9,10 @@ Source: MySQL internals, "Binary Protocol Value"; MySQL manual, "Range Optimizat
 from __future__ import annotations
 
 import datetime
+import ipaddress
 import re
 import struct
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,9 +36,12 @@ _FIXED = {Kind.FLOAT: (_FLOAT, 4), Kind.DOUBLE: (_DOUBLE, 8)}
 # DATE, TIME and DATETIME; a TIMESTAMP is compared in the session's time zone, which is UTC on both ways.
 _TEMPORAL = {Kind.DATE: 10, Kind.TIME: 11, Kind.DATETIME: 12, Kind.TIMESTAMP: 12}
 _BEHIND_LENGTH = frozenset({Kind.DECIMAL, Kind.TEXT, Kind.BYTES})
-PAGED = frozenset({*_INTEGERS, *_FIXED, *_TEMPORAL, *_BEHIND_LENGTH})
+# Handed back as numbers, which they are ordered by, or as the text that the server makes the same value of.
+_NUMBERED = frozenset({Kind.YEAR, Kind.BIT})
+_WRITTEN = frozenset({Kind.UUID, Kind.INET})
+PAGED = frozenset({*_INTEGERS, *_FIXED, *_TEMPORAL, *_BEHIND_LENGTH, *_NUMBERED, *_WRITTEN})
 # Kinds that Postgres orders as the source does, so that a range of keys is the same on both sides.
-COMPARABLE = frozenset({*_INTEGERS, Kind.DECIMAL, Kind.DATE, Kind.DATETIME, Kind.TIMESTAMP, Kind.BYTES})
+COMPARABLE = frozenset({*_INTEGERS, Kind.DECIMAL, Kind.DATE, Kind.DATETIME, Kind.TIMESTAMP, Kind.BYTES, Kind.YEAR, Kind.BIT})
 _WORD = re.compile(r"\w+")
 
 
@@ -63,8 +68,8 @@ class KeyOrder:
     def read(cls, source: Source, table: SourceTable) -> KeyOrder | None:
         """The order of a table's key; None where the table cannot be paged through exactly.
 
-        That is: without a key, where the key holds only the beginning of a column, and for types whose values compare in
-        another way than they read (ENUM, SET, BIT, YEAR, UUID, INET).
+        That is: without a key, where the key holds only the beginning of a column, and with an ENUM or a SET in it, for which
+        the servers do not look up where a range begins, so that each page would be read from the table's beginning.
         """
         columns = tuple(table.columns[i] for i in table.key)
         if not columns or any(each.kind not in PAGED or each.source_type.startswith(("enum", "set")) for each in columns):
@@ -129,6 +134,8 @@ class KeyOrder:
             return "CAST(? AS BINARY)"
         if column.kind is Kind.DECIMAL:
             return f"CAST(? AS DECIMAL({column.precision},{column.scale}))"
+        if column.kind in _WRITTEN:
+            return f"CAST(? AS {column.source_type})"
         return "?"
 
     def _parameter(self, i: int, value: bytes) -> Parameter:
@@ -139,6 +146,11 @@ class KeyOrder:
             return Parameter(_FIXED[column.kind][0], value)
         if column.kind in _TEMPORAL:
             return Parameter(_TEMPORAL[column.kind], bytes([len(value)]) + value)
+        if column.kind in _NUMBERED:
+            number = int.from_bytes(value, "little" if column.kind is Kind.YEAR else "big")
+            return Parameter(_LONGLONG, number.to_bytes(8, "little"), unsigned=True)
+        if column.kind in _WRITTEN:
+            return Parameter(_STRING, _with_length(_write(column, value)))
         return Parameter(_STRING if column.kind is Kind.DECIMAL else _BLOB, _with_length(value))
 
     def is_faithful(self, source: Source, key: Key) -> bool:
@@ -187,6 +199,13 @@ class KeyOrder:
             raise NotAKey(f"a bound does not fit the key's type: {error}") from None
 
 
+def _write(column: Column, value: bytes) -> bytes:
+    """A UUID or an address as the server reads it."""
+    if column.kind is Kind.UUID:
+        return str(uuid.UUID(bytes=value)).encode()
+    return str(ipaddress.ip_address(value)).encode()
+
+
 def _value_size(kind: Kind, row: bytes, at: int) -> tuple[int, int]:
     """How many bytes a value of a binary result row takes, and where it begins."""
     fixed = {**{kind: size for kind, (_, size) in _INTEGERS.items()}, Kind.FLOAT: 4, Kind.DOUBLE: 8, Kind.YEAR: 2}
@@ -209,6 +228,8 @@ def _with_length(value: bytes) -> bytes:
 def _parse(column: Column, value: Any) -> bytes:
     if column.kind in _INTEGERS:
         return int(value).to_bytes(_INTEGERS[column.kind][1], "little", signed=not column.unsigned)
+    if column.kind is Kind.YEAR:
+        return int(value).to_bytes(2, "little")
     if column.kind is Kind.DECIMAL and re.fullmatch(r"-?\d+(\.\d+)?", str(value)):
         return str(value).encode()
     if column.kind is Kind.BYTES and str(value).startswith("\\x"):

@@ -36,7 +36,8 @@ class Block:
         seq_at: (n,) int64, where in tuples the value of _seq is; see decode.number_tuples.
         keys: uint8, their key fields as COPY has them. key_starts: (n + 1,) int64. hashes: (n,) int64, of the key fields.
         raw_rows: how many have a _raw.
-        last: the last row's key; reading goes on behind it. (): a part of a block, whose rest has it.
+        last: the last row's key; reading goes on behind it. (): a part of a block, whose rest has it, or a table without an
+            order.
     """
 
     tuples: NDArray[np.uint8]
@@ -73,7 +74,7 @@ class RangeReader(ResultReader):
     Args:
         source: for questions; a connection of its own is opened for the rows.
         table: as the source describes it now.
-        order: of its key.
+        order: of its key; None: it has none that can be followed, so a read takes the whole table in one SELECT.
         block_rows: how many rows a block has at most; it also ends after about a megabyte.
         should_stop: asked while nothing comes; reading ends early where it is true.
 
@@ -84,7 +85,7 @@ class RangeReader(ResultReader):
     """
 
     def __init__(
-        self, source: Source, table: SourceTable, order: KeyOrder, block_rows: int = 1 << 30,
+        self, source: Source, table: SourceTable, order: KeyOrder | None, block_rows: int = 1 << 30,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> None:  # fmt: skip
         self._source, self._table, self._order = source, table, order
@@ -109,15 +110,18 @@ class RangeReader(ResultReader):
             after, upto: a key, its first values, or () for the table's beginning and end.
             inclusive: rows with the key `after` belong to it.
         """
-        if not self._order.is_faithful(self._source, after):
+        if self._order is not None and not self._order.is_faithful(self._source, after):
             raise SourceUnavailable(f"a key of {self._table.name} does not come back from the server as it was handed over")
         sign = ">=" if inclusive else ">"
         select = self._selects.get((len(after), len(upto), sign))
         if select is None:
-            select = PreparedSelect(self._connection, self._text(len(after), len(upto), sign), self._table.name)
+            text = self._whole_text() if self._order is None else self._text(self._order, len(after), len(upto), sign)
+            select = PreparedSelect(self._connection, text, self._table.name)
             self._selects[len(after), len(upto), sign] = select
-        parameters = [*self._order.parameters(after), *self._order.parameters(upto)]
-        packets = select.execute([*parameters, limit_parameter(limit)])
+        parameters = []
+        if self._order is not None:
+            parameters = [*self._order.parameters(after), *self._order.parameters(upto), limit_parameter(limit)]
+        packets = select.execute(parameters)
         self._check_described()
         for found in self._walk(packets, self._block_rows):
             if found is not None:
@@ -128,15 +132,15 @@ class RangeReader(ResultReader):
         with wrap_errors("cannot end a read"):
             self._connection.query("COMMIT")
 
-    def _text(self, after: int, upto: int, sign: str) -> str:
-        conditions = [self._order.condition(after, sign)] if after else []
+    def _text(self, order: KeyOrder, after: int, upto: int, sign: str) -> str:
+        conditions = [order.condition(after, sign)] if after else []
         if upto:
-            conditions.append(self._order.condition(upto, "<="))
+            conditions.append(order.condition(upto, "<="))
         where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
-        force = " FORCE INDEX (PRIMARY)" if self._order.is_primary else ""
+        force = " FORCE INDEX (PRIMARY)" if order.is_primary else ""
         return (
             f"SELECT {select_list(self._table)} FROM {quote_table(self._table.name)}{force}{where}"  # noqa: S608 - quoted
-            f" ORDER BY {self._order.order_by} LIMIT ?"
+            f" ORDER BY {order.order_by} LIMIT ?"
         )
 
     def _check_described(self) -> None:
@@ -152,7 +156,7 @@ class RangeReader(ResultReader):
         starts, key_starts = np.empty(count + 1, np.int64), np.empty(count + 1, np.int64)
         seq_at, hashes = np.empty(count, np.int64), np.empty(count, np.int64)
         decode.index_tuples(rows, out, self._is_key, tuples, starts, seq_at, keys, key_starts, hashes)
-        last = self._order.take(self._last_row, self._columns)
+        last = () if self._order is None else self._order.take(self._last_row, self._columns)
         return Block(tuples, starts, seq_at, keys[: key_starts[-1]].copy(), key_starts, hashes, int(raw.sum()), last)
 
     # ------------------------------------------------------------------------------------------------ what a read sees

@@ -148,8 +148,10 @@ class ResultReader:
                 yield len(rows), pack(np.arange(len(rows)), rows, out, len(self._table.columns))
 
     def _execute(self) -> PacketBuffer:
-        text = f"SELECT {select_list(self._table)} FROM {quote_table(self._table.name)}"  # noqa: S608 - identifiers only, quoted
-        return PreparedSelect(self._connection, text, self._table.name).execute()
+        return PreparedSelect(self._connection, self._whole_text(), self._table.name).execute()
+
+    def _whole_text(self) -> str:
+        return f"SELECT {select_list(self._table)} FROM {quote_table(self._table.name)}"  # noqa: S608 - identifiers only, quoted
 
     def _walk(
         self, packets: PacketBuffer, most_rows: int = 1 << 30

@@ -32,6 +32,8 @@ def test_changes_of_every_kind_during_a_copy(pipeline: Pipeline) -> None:
         pipeline.sync()
         pipeline.assert_equal(*names)
     disturbance.close()
+    # all of them beside the stream
+    assert service.read_log().count('"copy begins"') >= 2 * len(names)
     assert service.stop() == 0
 
 
