@@ -1,4 +1,4 @@
-"""The command `replicator`: check | run | snapshot | verify | quarantine | retry | skip."""
+"""The command `replicator`: check | run | status | snapshot | verify | quarantine | retry | skip."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from rich.markup import escape
 from warehouse.db import connect, read_place
 from warehouse.service import Stop, add_common_arguments, keep_trying, print_json, run_command
 from warehouse.settings import Settings
+from warehouse.status import print_status, read_status
 from warehouse.verbs import add_bounds, call_verb, request_copy
 
 
@@ -22,6 +23,7 @@ def build_parser() -> argparse.ArgumentParser:
     for verb, text in (
         ("check", "list every problem of source and warehouse, each with what mends it"),
         ("run", "copy the matching tables, then follow the binlog until SIGTERM"),
+        ("status", "show the source, its tables, and how far copies are"),
         ("snapshot", "copy tables afresh: asks the running replicator, which does it at once"),
         ("verify", "prove that mirrors equal the source, or find the rows that differ; by the running replicator, or as one"),
         ("quarantine", "list the rows and events that were set aside"),
@@ -81,6 +83,14 @@ def run(args: argparse.Namespace, settings: Settings) -> None:
     keep_trying(replication.run, settings.retry, stop)
 
 
+def status(args: argparse.Namespace, settings: Settings) -> None:
+    """Print what concerns this source of `warehouse status`."""
+    with connect(settings.warehouse, "status") as conn:
+        found = [(part, rows) for part, rows in read_status(conn, tables=True) if part.kind in ("source", "table", "copy")]
+    parts = [(part, [row for row in rows if row["source"] == settings.source.name]) for part, rows in found]
+    print_status(parts, sys.stdout, as_json=args.json)
+
+
 def snapshot(args: argparse.Namespace, settings: Settings) -> None:
     """Ask for a fresh copy of tables."""
     with connect(settings.warehouse, "snapshot") as conn:
@@ -137,7 +147,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 HANDLERS = {
-    "check": check, "run": run, "snapshot": snapshot, "verify": verify, "quarantine": quarantine, "retry": retry, "skip": skip,
+    "check": check, "run": run, "status": status, "snapshot": snapshot, "verify": verify,
+    "quarantine": quarantine, "retry": retry, "skip": skip,
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import structlog
 from psycopg import sql
 
 from replicator.apply import ALTERED, REFUSALS, Applier
+from replicator.copy_bars import Bar, CopyBars
 from replicator.copy_plan import Bound, TableCopy, plan_copy, read_copies
 from replicator.copy_reader import Anchor, Pages, RangeDone, RangeFailed, Readers, Slice
 from replicator.copy_write import sweep, write_slices
@@ -62,6 +63,7 @@ class Copies:
         self._held: Slice | RangeDone | RangeFailed | None = None
         self._pages: Pages | None = None
         self._readers: Readers | None = None
+        self._bars = CopyBars()
         self._rows_per_s = 100_000.0
         self._position: Position | None = None
         self._wrote_at = self._noted_at = self._reported_at = 0.0
@@ -89,6 +91,7 @@ class Copies:
         if self._readers is not None:
             self._readers.close()
         self._readers, self._held = None, None
+        self._bars.close()
 
     # ------------------------------------------------------------------------------------------------ beginning
     def resume(self) -> None:
@@ -189,6 +192,8 @@ class Copies:
     def cancel(self, table: MirrorTable) -> None:
         """Write nothing more of a copy."""
         copy = self._copies.pop(table.name, None)
+        if copy is not None and not self._copies:
+            self._bars.close()
         if copy is not None:
             copy.is_cancelled = True
             self._waiting = [each for each in self._waiting if each is not copy]
@@ -416,11 +421,16 @@ class Copies:
         self._noted_at = now
         for copy in self._copies.values():
             self._note_progress(copy)
+        waits_for = None if self._readers is None else self._readers.throttle.waits_for
+        bars = [
+            Bar(copy.table.name, copy.rows_done, copy.rows_estimate, copy.rows_per_s, waits_for)
+            for copy in self._copies.values()
+        ]
+        self._bars.show(bars)
         if now > self._reported_at + _REPORT_S:
             self._reported_at = now
-            for copy in self._copies.values():
-                left = max(0, copy.rows_estimate - copy.rows_done)
+            for bar in bars:
                 log.info(
-                    "copying", table=copy.table.name, rows=copy.rows_done, of=max(copy.rows_estimate, copy.rows_done),
-                    rows_per_s=round(copy.rows_per_s), left_s=round(left / max(1.0, copy.rows_per_s)),
+                    "copying", table=bar.name, rows=bar.done, of=max(bar.estimate, bar.done), rows_per_s=round(bar.rows_per_s),
+                    left_s=bar.left_s,
                 )  # fmt: skip

@@ -15,7 +15,9 @@ import structlog
 from psycopg import sql
 
 from replicator.apply import REFUSALS
+from replicator.copy_bars import Bar, CopyBars
 from replicator.copy_binary import COPY_HEADER, COPY_TRAILER, copy_statement
+from replicator.copy_plan import estimate_rows
 from replicator.crash import reach
 from replicator.errors import LockRefused, SchemaChanged, SourceUnavailable, TableProblem
 from replicator.fit import fit_mirror, keep_key, leave_rows
@@ -66,7 +68,7 @@ def copy_table(
     gone = table.describe_as(found)
     table.consistent_from = None
     registry.set_state(table, "Snapshotting")
-    rows = 0
+    rows, bars = 0, CopyBars()
     reported = started
     reader = own_view = None
     try:
@@ -81,6 +83,7 @@ def copy_table(
             view = own_view = ReadView(source, [table.name])
         if view is not None and source.describe(table.name) != found:
             raise SourceUnavailable(f"{table.name} was altered while its copy began")
+        estimate = estimate_rows(source, table.name)
         reader = ResultReader(source, found, seq, view)
         with wrap_warehouse_errors(table=table.name), conn.transaction(), conn.cursor() as cursor:
             kept_keys = (is_fit or not table.key) and _keep_keys(conn, table)
@@ -104,7 +107,10 @@ def copy_table(
                         raise Interrupted
                     if time.monotonic() - reported > _REPORT_S:
                         reported = time.monotonic()
-                        log.info("copying", table=table.name, rows=rows, rows_per_s=round(rows / (reported - started)))
+                        bar = Bar(table.name, rows, max(rows, estimate), rows / (reported - started))
+                        bars.show([bar])
+                        rate = round(bar.rows_per_s)
+                        log.info("copying", table=bar.name, rows=rows, of=bar.estimate, rows_per_s=rate, left_s=bar.left_s)
                 copy.write(COPY_TRAILER)
             if has_history:
                 put_all_back(conn, table, known)
@@ -130,6 +136,7 @@ def copy_table(
         registry.reject(table.number, error)
         return seq
     finally:
+        bars.close()
         if own_view is not None:
             own_view.close()
         elif reader is not None and view is None:

@@ -15,7 +15,7 @@ from warehouse.errors import TryLater
 from warehouse.refresh import Refreshed, refresh_views
 from warehouse.service import Progress, Stop, add_common_arguments, keep_trying, print_json, run_command
 from warehouse.settings import Settings
-from warehouse.status import read_status, show_status
+from warehouse.status import print_status, read_status
 from warehouse.verbs import add_bounds, call_verb, request_copy
 from warehouse.views import ViewFailed
 
@@ -122,12 +122,7 @@ def run_status(args: argparse.Namespace, settings: Settings) -> None:
     """Show the state of everything."""
     with connect(settings.warehouse, "status") as conn:
         parts = list(read_status(conn, tables=args.tables))
-    if not args.json:
-        show_status(parts, sys.stdout)
-        return
-    for part, rows in parts:
-        for row in rows:
-            print_json({"kind": part.kind, **row})
+    print_status(parts, sys.stdout, as_json=args.json)
 
 
 def run_refresh(args: argparse.Namespace, settings: Settings) -> None:

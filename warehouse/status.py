@@ -17,6 +17,7 @@ from rich.table import Table
 
 from warehouse.db import Connection, qualified, wrap_errors
 from warehouse.errors import SchemaOutdated
+from warehouse.service import print_json
 
 Row = dict[str, Any]
 
@@ -38,7 +39,10 @@ WAITING = {
 
 @dataclass(frozen=True)
 class Part:
-    """One table of the status: what a row is called in JSON, where rows come from, the columns shown to people, the order."""
+    """One table of the status: what a row is called in JSON, where rows come from, the columns shown to people, the order.
+
+    optional: shown only when asked for; passing: only where it has rows.
+    """
 
     kind: str
     title: str
@@ -46,6 +50,7 @@ class Part:
     columns: tuple[str, ...]
     order: tuple[str, ...]
     optional: bool = False
+    passing: bool = False
 
 
 PARTS = (
@@ -74,6 +79,14 @@ PARTS = (
         ("table_name", "state", "rows", "inserted", "updated", "deleted", "committed_at", "reason"),
         ("source", "table_name"),
         optional=True,
+    ),
+    Part(
+        "copy",
+        "Copies",
+        "warehouse.copy_status",
+        ("table_name", "percent", "rows_done", "rows_estimate", "rows_per_s", "time_left", "waits_for"),
+        ("source", "table_name"),
+        passing=True,
     ),
     Part(
         "model",
@@ -114,10 +127,22 @@ def read_status(conn: Connection, *, tables: bool) -> Iterator[tuple[Part, list[
                 raise SchemaOutdated("the warehouse has no schema of Tailrace yet", hint="Run: warehouse migrate")
 
 
+def print_status(parts: Sequence[tuple[Part, list[Row]]], out: TextIO, *, as_json: bool) -> None:
+    """One JSON object for each row, or the parts as people read them."""
+    if not as_json:
+        show_status(parts, out)
+        return
+    for part, rows in parts:
+        for row in rows:
+            print_json({"kind": part.kind, **row}, file=out)
+
+
 def show_status(parts: Sequence[tuple[Part, list[Row]]], out: TextIO) -> None:
     """Draw the parts: coloured tables on a terminal, aligned plain text elsewhere."""
     console = Console(file=out) if out.isatty() else None
     for part, rows in parts:
+        if part.passing and not rows:
+            continue
         # A column that is empty in every row only costs width.
         columns = [column for column in part.columns if column == "state" or any(row.get(column) is not None for row in rows)]
         if not rows:
@@ -155,13 +180,15 @@ def _align(part: Part, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]
 
 
 def format_value(value: object) -> str:
-    """A value as people read it: instants to the second in UTC, spans in days and hours, numbers with few digits."""
+    """A value as people read it: instants to the second in UTC, spans in two units, numbers with few digits."""
     if value is None:
         return "-"
     if isinstance(value, datetime):
         return value.isoformat(sep=" ", timespec="seconds").removesuffix("+00:00")
     if isinstance(value, timedelta):
         hours = value.total_seconds() / 3600
+        if 0 <= hours < 1:
+            return f"{int(60 * hours)} min {int(value.total_seconds() % 60)} s"
         return f"{value.days} d {int(hours % 24)} h" if hours >= 24 else f"{hours:.1f} h"
     if isinstance(value, float):
         return f"{value:.1f}"

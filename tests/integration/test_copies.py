@@ -139,9 +139,15 @@ def test_a_copy_waits_while_the_source_is_busy(mysql_pipeline: Pipeline) -> None
     reason, is_part, _ = pipeline.fetch(waits, ROWS)[0]
     assert "threads running" in reason
     assert is_part
+    for command in ("warehouse", "replicator"):
+        shown = pipeline.run(command, "status")
+        assert shown.returncode == 0, shown.stderr
+        assert "Copies" in shown.stdout
+        assert "threads running" in shown.stdout
     for each in sleepers:
         pipeline.source.execute(f"KILL {each.thread_id()}")
         each._force_close()
     pipeline.sync()
     pipeline.assert_equal("ints")
+    assert "Copies" not in pipeline.run("replicator", "status").stdout
     assert service.stop() == 0
