@@ -349,6 +349,24 @@ def test_row_images_that_are_not_full(pipeline: Pipeline, image: str) -> None:
     pipeline.assert_equal("u")
 
 
+def test_metadata_that_is_not_full(pipeline: Pipeline) -> None:
+    """Table maps without the columns' names cost their tables; nothing is guessed into the mirror."""
+    make_table(pipeline)
+    pipeline.source.execute("SET GLOBAL binlog_row_metadata = MINIMAL")
+    try:
+        pipeline.source.execute("INSERT INTO t VALUES (2, 2, 'two')")
+    finally:
+        pipeline.source.execute("SET GLOBAL binlog_row_metadata = FULL")
+    pipeline.catch_up()
+    state, reason = pipeline.state("t")
+    assert state == "Failed"
+    assert "binlog_row_metadata" in str(reason)
+    assert pipeline.read_mirror("t") == [(1, 1, "one")]
+    pipeline.fetch("SELECT 1 FROM warehouse.resync(%s)", f"{pipeline.source.name}.t")
+    pipeline.catch_up()
+    pipeline.assert_equal("t")
+
+
 def test_ddl_between_rows_and_copies_by_select(pipeline: Pipeline) -> None:
     """CREATE TABLE ... SELECT, ALTER, TRUNCATE and DROP between rows of several tables, while another session writes."""
     make_table(pipeline)

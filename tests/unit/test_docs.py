@@ -168,3 +168,19 @@ def test_decisions_are_short_and_numbered() -> None:
         assert re.findall(r"^\*\*(\w+)\.\*\*", text, re.MULTILINE) == ["Context", "Decision", "Reason", "Consequences"], (
             path.name
         )
+
+
+def test_faults_are_shown_by_what_there_is() -> None:
+    """Each test and script that the page of faults names exists."""
+    page = (ROOT / "docs/faults.md").read_text()
+    named = re.findall(r"`((?:faults|integration|unit)/\w+\.py)`(?: \(((?:`\w+`(?:, )?)+)\))?", page)
+    assert len(named) > 30
+    for path, words in named:
+        text = (ROOT / "tests" / path).read_text()
+        for word in re.findall(r"\w+", words):
+            assert re.search(rf"^def test_\w*{word}", text, re.MULTILINE), f"{path}: no test named *{word}*"
+    cells = re.findall(r"scripts? (`[^(|]+)", page)
+    scripts = {match for cell in cells for match in re.findall(r"`(\w+)[^`]*`", cell)}
+    assert len(scripts) > 5
+    for script in scripts:
+        assert (ROOT / "tests/faults" / f"{script}.py").exists(), script
