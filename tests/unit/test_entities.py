@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,22 +74,28 @@ def judge(fleet: EntityJudge, rows: Rows) -> Verdicts:
     return found
 
 
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("kind", KINDS)
-def test_verdicts_do_not_depend_on_cuts_restarts_or_memory(kind):
-    """All forests in memory and one call, or one forest, small calls, checkpoints and kills between: the same bits."""
-    rows = make_rows(500, 1)
+def test_verdicts_do_not_depend_on_cuts_restarts_or_memory(kind, seed):
+    """All forests in memory and one call; or one to six in memory, small calls, and between them kills, checkpoints and calls
+    that are rolled back with the forests that they parked: the same bits.
+    """
+    rows, dice = make_rows(500, 1), np.random.default_rng(seed)
     whole = judge(start(kind, Shelf(), 1000), rows)
     shelf = Shelf()
     fleet = start(kind, shelf, 1)
-    saved, log, parts = (fleet.to_bytes(), 0), [], []
-    for a, b in itertools.pairwise([0, 1, 2, 30, 64, 65, 120, 200, 201, 330, 331, 420, 500]):
-        piece = rows.take(np.arange(a, b))
-        if a in (30, 200, 330):  # a batch that is rolled back, parked forests and all
+    saved: tuple[bytes, int] = fleet.to_bytes(), 0
+    log: list[tuple[int, Rows]] = []
+    parts, a = [], 0
+    while a < 500:
+        piece = rows.take(np.arange(a, min(500, a + int(dice.integers(1, 8)))))
+        happens = dice.random(3) < (0.1, 0.3, 0.2)
+        if happens[0]:  # a batch that is rolled back
             before = dict(shelf.forests)
             fleet.judge(piece, lambda _: Rows(np.empty((0, 3))))
             shelf.forests = before
-        if a in (2, 30, 200, 330, 420):
-            fleet = EntityJudge.from_bytes(saved[0], shelf, in_memory=1 + a % 3, batch=saved[1])
+        if happens[0] or happens[1]:  # a new process
+            fleet = EntityJudge.from_bytes(saved[0], shelf, in_memory=int(dice.integers(1, 7)), batch=saved[1])
             for number, kept in log:
                 fleet.replay(number, kept)
         taken = fleet.taken(piece)
@@ -98,12 +103,35 @@ def test_verdicts_do_not_depend_on_cuts_restarts_or_memory(kind):
         assert fleet.residents <= fleet.in_memory
         if taken.any():
             log.append((fleet.batch, piece.take(np.flatnonzero(taken))))
-        if a in (64, 201):
-            saved, log = (fleet.checkpoint(), fleet.batch), []
+            if happens[2]:
+                saved, log = (fleet.checkpoint(), fleet.batch), []
+        a += len(piece.features)
     for name in FIELDS:
         found = np.concatenate([getattr(part, name) + (a if name == "abnormal" else 0) for a, part in parts])
         assert found.tobytes() == getattr(whole, name).tobytes(), name
     assert len(whole.abnormal)
+
+
+def test_a_forest_that_is_parked_before_its_rows_of_the_batch_knows_that():
+    """A new forest takes the place of one whose rows come later in the same batch: what is parked says what it lacks."""
+    shelf = Shelf()
+    fleet = start({"policy": "streaming"}, shelf, 2)
+    saved, log = fleet.to_bytes(), []
+    rows = make_rows(500, 1)
+    numbers = {name: np.flatnonzero([other == name for other in rows.entities or ()]) for name in set(rows.entities or ())}
+    batches = [
+        np.array([numbers["engine 0"][0], numbers["engine 1"][0]]),
+        np.concatenate([numbers["engine 4"][:50], numbers["engine 0"][1:3]]),
+    ]
+    for batch in batches:
+        judge(fleet, rows.take(batch))
+        log.append((fleet.batch, rows.take(batch)))
+    assert "engine 4" in fleet.own
+    wanted = fleet.detector_of("engine 0").to_bytes()
+    again = EntityJudge.from_bytes(saved, Shelf(dict(shelf.forests)), in_memory=2)
+    for number, kept in log:
+        again.replay(number, kept)
+    assert again.detector_of("engine 0").to_bytes() == wanted
 
 
 @pytest.mark.parametrize("kind", KINDS)
