@@ -22,11 +22,14 @@ from replicator.copied import leave_out_copied
 from replicator.crash import reach
 from replicator.errors import TableProblem
 from replicator.mirror import LIVE, QUERIES, MirrorTable, key_object
+from replicator.multiset import pack
 from replicator.position import Position
 from replicator.prepared import write_changes
-from replicator.quarantine import ROW_REFUSALS, find_refused, set_aside, take_tuple
+from replicator.quarantine import ROW_REFUSALS, end_one, set_aside, take_tuple
+from replicator.refused import find_refused
 from replicator.schema import Registry
 from replicator.triggers import cut_runs, find_triggers
+from replicator.versions import pass_over_history
 from replicator.work import Work
 from replicator.write import MirrorDiverged, MirrorWriter, instant
 from warehouse.db import Connection, wrap_errors
@@ -96,6 +99,7 @@ class Applier:
             if batch.undone:
                 self.abandon()
             tables = np.array(batch.plans.tables, np.int64)[batch.changes["plan"]]
+            pass_over_history(batch.changes, batch.keys, batch.out, tables, self.registry.by_number)
             triggers = find_triggers(batch, tables, self.registry)
             work = Work.of(batch, tables, triggers)
             if not len(triggers):
@@ -106,12 +110,15 @@ class Applier:
             return batch.seq + work.derived
 
     def _try(self, work: Work) -> bool:
-        """Write a batch; False where a table had to be left out and all is to be done again."""
-        is_part = self.is_open or not work.batch.whole
+        """Write a batch; False where a row or a table had to be left out and it is to be done again."""
+        is_later, counts = self.is_open, self.writer.counts
+        is_part = is_later or not work.batch.whole
         is_row = False
         try:
             with wrap_errors(position=work.batch.position):
-                if not self.is_open:
+                if is_later:
+                    self.conn.execute("SAVEPOINT part")
+                else:
                     self.conn.execute("BEGIN")
                     self.writer.begin()
                     self.registry.write(self.conn, work.batch.position)
@@ -126,6 +133,8 @@ class Applier:
                     reach("after_commit")
                     self._parts = 0
                     self._settled(whole)
+                elif is_later:
+                    self.conn.execute("RELEASE SAVEPOINT part")
             return True
         except (*REFUSALS, *ALTERED) as error:
             problem: TableProblem = MirrorDiverged(f"a change does not fit the mirror: {_first_line(error)}")
@@ -135,11 +144,19 @@ class Applier:
         except BaseException:
             self._roll_back()
             raise
+        if is_row and is_later:
+            # what earlier parts wrote stays
+            self._parts -= 1
+            with wrap_errors():
+                self.conn.execute("ROLLBACK TO SAVEPOINT part; RELEASE SAVEPOINT part")
+            self.writer.forget(counts)
+        else:
+            self._roll_back()
+        if is_row and work.current is not None and self._set_refused_aside(work, work.current):
+            return False
         self._roll_back()
         if work.current is None:
             raise problem
-        if is_row and not is_part and not len(work.triggers) and self._set_refused_aside(work, work.current):
-            return False
         if isinstance(problem, MirrorDiverged):
             self.registry.require_resync(work.current, problem)
         else:
@@ -153,6 +170,8 @@ class Applier:
     def _write(self, work: Work) -> None:
         work.aside.clear()
         if len(work.triggers):
+            # its tuples are built anew
+            work.poison.clear()
             self._write_in_order(work)
         else:
             self._write_span(work, 0, len(work.tables))
@@ -160,7 +179,7 @@ class Applier:
 
     def _write_span(self, work: Work, start: int, end: int) -> None:
         """Write the changes from start to end, table by table."""
-        span = work.tables[start:end]
+        span, work.span = work.tables[start:end], (start, end)
         for number in np.unique(span):
             work.current = self.registry.by_number[int(number)]
             rows = self._current_rows(work, work.current, np.nonzero(span == number)[0] + start)
@@ -178,9 +197,28 @@ class Applier:
         if work.poison:
             for i in sorted(work.poison.keys() & set(rows.tolist()) - work.aside):
                 work.aside.add(i)
-                set_aside(self.conn, self.registry.name, table, work.batch, work.changes[i], work.poison[i], i)
+                self._set_aside(work, table, i)
+        if work.poison or table.row_end is not None:
             rows = rows[work.changes["op"][rows] > 0]
         return rows
+
+    def _set_aside(self, work: Work, table: MirrorTable, i: int) -> None:
+        """Write a change to the quarantine; a deletion of a row without a key, which is there already, ends what is held.
+
+        Raises:
+            MirrorDiverged: that is not held.
+        """
+        poison, batch = work.poison[i], work.batch
+        if not table.key and poison.operation == "delete":
+            assert poison.identity is not None
+            if not end_one(self.conn, self.registry.name, table, poison.identity):
+                raise MirrorDiverged("a row was deleted that cannot be represented, and is not in the quarantine")
+            return
+        number = int(np.searchsorted(batch.transactions["changes_end"], i, side="right")) if batch.whole else 0
+        transaction = batch.transactions[min(number, len(batch.transactions) - 1)]
+        file = batch.files[int(transaction["file"])] if batch.files else batch.position.file
+        place = f"{file}:{int(transaction['end_pos'])}" if batch.whole else str(batch.position)
+        set_aside(self.conn, self.registry.name, table, place, int(work.changes["seq"][i]), poison)
 
     def _write_in_order(self, work: Work) -> None:
         """Write a batch in pieces, cut around the changes that cascade, each followed by what it made of the children.
@@ -212,15 +250,24 @@ class Applier:
         keys = work.batch.keys
         entries = self.writer.fold(rows, work.changes, keys)
         is_deletion = bool(work.changes["op"][start] == decode.DELETE)
-        old = self.writer.read_rows(table, np.arange(len(entries)) if is_deletion else np.zeros(1, np.int64), entries, keys)
+        in_key = {name.lower() for name in table.key}
+        by_key = all({name.lower() for name in key.referenced} <= in_key for key, _ in self.registry.children(table.name))
+        first = np.arange(len(entries)) if is_deletion else np.zeros(1, np.int64)
+        old = self.writer.read_rows(table, first, entries, keys, by_key=by_key)
         write(start, end)
         if not is_deletion:
-            new = self.writer.read_rows(table, np.array([len(entries) - 1]), entries, keys)
+            new = self.writer.read_rows(table, np.array([len(entries) - 1]), entries, keys, by_key=by_key)
             old = f'[{{"old": {old[1:-1]}, "new": {new[1:-1]}}}]'
         work.current = table
         last = work.changes[end - 1]
         seq, commit_us = int(last["seq"]), int(last["commit_us"])
-        cascades = Cascades(self.conn, self.registry.name, self.registry.children, key_object)
+
+        def enter(child: MirrorTable) -> None:
+            work.current = child
+            if child.held and self.registry.children(child.name):
+                raise MirrorDiverged("a cascade may go on from rows that are in the quarantine")
+
+        cascades = Cascades(self.conn, self.registry.name, self.registry.children, key_object, enter)
         for each in cascades.follow(table, "delete" if is_deletion else "update", old, seq, instant(commit_us)):
             work.derived += each.deleted + each.updated
             self.writer.count(
@@ -310,13 +357,25 @@ class Applier:
 
     def _set_refused_aside(self, work: Work, table: MirrorTable) -> bool:
         """Set aside the tuples that Postgres refuses by themselves; False where there are none."""
-        changes = work.changes
+        changes, out, (start, end) = work.changes, work.out, work.span
         rows = np.nonzero((work.tables == table.number) & (changes["op"] > 0) & (changes["image_bytes"] > 0))[0]
-        refused = find_refused(self.conn, table, rows, changes, work.out) if table.key else {}
-        if refused and changes is work.batch.changes:
-            work.changes = changes = changes.copy()
-        for i, reason in refused.items():
-            work.poison[i] = take_tuple(changes, work.out, i, reason)
+        rows = rows[(rows >= start) & (rows < end)]
+
+        def tuples(chosen: Rows) -> memoryview:
+            if not table.key:
+                return pack(rows[chosen], changes, out, len(table.columns))
+            target = np.empty(int(changes["image_bytes"][rows[chosen]].sum()), np.uint8)
+            decode.gather(rows[chosen], changes, out, target)
+            return target.data
+
+        refused = {int(rows[n]): why for n, why in find_refused(self.conn, table, len(rows), tuples).items()}
+        if len(work.triggers):
+            work.refused |= refused
+        elif refused:
+            if changes is work.batch.changes:
+                work.changes = changes = changes.copy()
+            for i, why in refused.items():
+                work.poison[i] = take_tuple(changes, out, i, why, table)
         return bool(refused)
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from psycopg import sql
 
-from replicator.source import Source
+from replicator.source import VERSIONED, Source
 from replicator.typemap import Kind
 from warehouse.db import Connection
 
@@ -96,7 +96,8 @@ def find_foreign_keys(source: Source) -> list[ForeignKey]:
 
 def _is_plain(source: Source, child: str, columns: Sequence[str]) -> bool:
     found = source.describe(child)
-    if found is None or not found.key:
+    # the period of a versioned child changes with it, and only the source knows when that was
+    if found is None or not found.key or found.table_type == VERSIONED:
         return False
     kinds = {column.name.lower(): column.kind for column in found.columns}
     if not all(kinds.get(name.lower()) in _PLAIN for name in columns):
@@ -165,6 +166,7 @@ class Cascades:
         source: its name in the warehouse.
         keys: the foreign keys of a parent whose children are to follow, each with the child.
         key_object: as mirror.key_object.
+        enter: called with each child before its rows change.
     """
 
     def __init__(
@@ -173,8 +175,9 @@ class Cascades:
         source: str,
         keys: Callable[[str], Sequence[tuple[ForeignKey, MirrorTable]]],
         key_object: Callable[[MirrorTable, sql.SQL], sql.Composable],
+        enter: Callable[[MirrorTable], None],
     ) -> None:
-        self.conn, self.source, self._keys, self._key_object = conn, source, keys, key_object
+        self.conn, self.source, self._keys, self._key_object, self._enter = conn, source, keys, key_object, enter
 
     def follow(self, parent: MirrorTable, op: str, rows: str, seq: int, at: datetime) -> list[Derived]:
         """Carry out what a change of a parent does to its children, theirs, and so on.
@@ -192,6 +195,7 @@ class Cascades:
                 rule = key.on_delete if op == "delete" else key.on_update
                 if rule not in ACTIONS:
                     continue
+                self._enter(child)
                 deletes = op == "delete" and rule == "CASCADE"
                 if deletes:
                     count, changed = self._delete(key, parent, child, rows, seq, at)

@@ -7,7 +7,7 @@ bytes use Python's codecs, corrected where the server's tables are others. Pure:
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from replicator.errors import UnsupportedColumn
@@ -120,7 +120,8 @@ class Charsets:
     def packed_pairs(self, charset: str) -> bytes:
         """Tables of a set of several bytes for the kernel: 256 entries for single bytes, then 65,536 for two.
 
-        What has length 0 is left to Python: NUL, bytes that are no character, and characters of three and four bytes.
+        Behind them ujis and eucjpms have 65,536 for the last two of three bytes, and gb18030 those of its codes of four bytes
+        that are in the basic plane. What has length 0 is left to Python: NUL, and bytes that are no character.
         """
         if charset not in _PAIRS:
             singles = ["", *(self._character(bytes([byte]), charset) for byte in range(1, 256))]
@@ -129,7 +130,8 @@ class Charsets:
                 for lead in range(256)
                 for trail in range(256)
             ]
-            _PAIRS[charset] = b"".join(map(_entry, singles + pairs))
+            longer = [self._character(code, charset) for code in _longer_codes(charset)]
+            _PAIRS[charset] = b"".join(map(_entry, singles + pairs + longer))
         return _PAIRS[charset]
 
     def _character(self, code: bytes, charset: str) -> str:
@@ -138,8 +140,21 @@ class Charsets:
         return text if exact and len(text) == 1 and text <= "\uffff" else ""
 
 
+# So many codes of gb18030 with four bytes are characters of the basic plane; see decode.py.
+_GB18030_BASIC = 39_420
 # The tables are the same for every server, and take a moment to make.
 _PAIRS: dict[str, bytes] = {}
+
+
+def _longer_codes(charset: str) -> Iterator[bytes]:
+    """The codes of more than two bytes that a table of the kernel has, in its order."""
+    if charset in ("ujis", "eucjpms"):
+        yield from (bytes((0x8F, lead, trail)) for lead in range(256) for trail in range(256))
+    elif charset == "gb18030":
+        for place in range(_GB18030_BASIC):
+            rest, fourth = divmod(place, 10)
+            rest, third = divmod(rest, 126)
+            yield bytes((0x81 + rest // 10, 0x30 + rest % 10, 0x81 + third, 0x30 + fourth))
 
 
 def _entry(character: str) -> bytes:

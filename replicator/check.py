@@ -189,6 +189,20 @@ def _check_tables(source: Source, conn: Connection, settings: Settings) -> Itera
         elif found is not None and not found.key:
             yield from _check_lock(source, name, "has no key")
     yield from _check_cascades(source, registry, names)
+    yield from _check_versions(source)
+
+
+def _check_versions(source: Source) -> Iterator[Finding]:
+    """Tables of any database whose changes MariaDB logs as statements."""
+    for (name,) in source.query(
+        "SELECT CONCAT(TABLE_SCHEMA, '.', TABLE_NAME) FROM information_schema.COLUMNS"
+        " WHERE GENERATION_EXPRESSION = 'ROW END' AND DATA_TYPE = 'bigint' ORDER BY 1"
+    ):
+        yield Finding(
+            "warning",
+            f"{name} is versioned by transaction ids: its changes are logged as statements, and the first one stops the source",
+            "Version it by TIMESTAMP(6) columns, or not at all.",
+        )
 
 
 def _check_cascades(source: Source, registry: Registry, names: Sequence[str]) -> Iterator[Finding]:

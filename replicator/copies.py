@@ -20,13 +20,14 @@ from replicator.apply import ALTERED, REFUSALS, Applier
 from replicator.copy_bars import Bar, CopyBars
 from replicator.copy_plan import Bound, TableCopy, plan_copy, read_copies
 from replicator.copy_reader import Anchor, Pages, RangeDone, RangeFailed, Readers, Slice
-from replicator.copy_write import sweep, write_slices
+from replicator.copy_write import find_refused_rows, sweep, write_slices
 from replicator.crash import reach
 from replicator.errors import SchemaChanged, SourceUnavailable, TableProblem
 from replicator.fit import fit_mirror, keep_key, leave_rows
 from replicator.key_order import KeyOrder, NotAKey
 from replicator.mirror import QUERIES, MirrorTable
 from replicator.position import Position
+from replicator.quarantine import ROW_REFUSALS, read_identities
 from replicator.schema import Registry
 from replicator.snapshot import CopyRefused, describe_again, drop_request
 from replicator.source import Source, SourceTable
@@ -308,16 +309,22 @@ class Copies:
         writer = self._applier.writer
         try:
             with self._registry.lock, wrap_errors(table=copy.table.name):
-                for attempt in (1, 2):
+                refused: dict[int, str] = {}
+                for attempt in (1, 2, 3):
                     writer.begin()
                     try:
                         with self._conn.transaction():
-                            last = write_slices(writer, copy, slices, seq)
+                            last = write_slices(writer, copy, slices, seq, refused)
                             reach("copy")
                         break
+                    except ROW_REFUSALS:
+                        writer.forget()
+                        refused = refused or find_refused_rows(writer, copy, slices)
+                        if not refused or attempt == 3:
+                            raise
                     except psycopg.errors.UniqueViolation:
                         writer.forget()
-                        if copy.is_filled or attempt == 2:
+                        if copy.is_filled or attempt == 3:
                             raise
                         # somebody wrote into the mirror
                         copy.is_filled = True
@@ -376,7 +383,7 @@ class Copies:
         after = self._source.position()
         facts = {
             "source": self._registry.name, "table": table.name, "drift": copy.drift, "seq": seq, "is_whole": copy.is_whole,
-            "consistent_from": str(after),
+            "consistent_from": str(after), "base_seq": copy.base_seq,
         }  # fmt: skip
         with wrap_errors(table=table.name), self._conn.transaction():
             self._conn.execute(QUERIES["end_copy"], facts)
@@ -384,6 +391,7 @@ class Copies:
             reach("end_copy")
         self.cancel(table)
         table.consistent_from = after
+        table.held = read_identities(self._conn, self._registry.name).get(table.name, set())
         duration_s = time.monotonic() - copy.began_at
         log.info("table copied", table=table.name, rows=copy.rows_done, duration_s=round(duration_s, 3))
 

@@ -257,7 +257,7 @@ class Readers:
         rows, last = 0, after
         held: Block | None = None
         for block in reader.read(after, part.upto, limit, inclusive=inclusive):
-            rows, last = rows + block.rows, block.last
+            rows, last = rows + block.rows_read, block.last
             if limit == _ALL:
                 self._pace(copy, block.rows)
             if held is not None:

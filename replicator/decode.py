@@ -62,7 +62,7 @@ PLAN = np.dtype(
 # A change of one row. image: its COPY tuple in `out` (op insert and update); key: the key fields of that tuple in
 # `keys`; old_key: the key fields before the change (update and delete). hard_at: in `out`, the raw row image of a change
 # that holds a value which the kernel leaves to Python; 0 bytes otherwise, and so many below 0 where that value is part of a
-# key. rows_flags: of its rows event, and whether the key before it holds such a value.
+# key. rows_flags: of its rows event, and whether the key before it holds such a value: then an update is an INSERT here.
 # In a table without a key an update is two changes, a deletion and an insertion, and deletions have images too.
 CHANGE = np.dtype(
     [
@@ -129,6 +129,8 @@ STATE_CELLS = 26
 
 POSTGRES_EPOCH_S = 946_684_800
 POSTGRES_EPOCH_DAYS = 10_957
+# Of the codes of gb18030 with four bytes the first so many are of the basic plane; from here on are those of the others.
+GB18030_BASIC, GB18030_BEYOND = 39_420, 189_000
 # pg_type.oid of real
 FLOAT4_OID = 700
 
@@ -651,9 +653,24 @@ def _put_wide(data, at, size, text, out, o):
     return o, 0
 
 
+@njit(cache=True, inline="always", nogil=True)
+def _gb18030_place(data, at):
+    """Where a code of four bytes stands in the order of all such codes; -1 where it is none, or beyond Unicode's end."""
+    first, second = np.int64(data[at]) - 0x81, np.int64(data[at + 1]) - 0x30
+    third, fourth = np.int64(data[at + 2]) - 0x81, np.int64(data[at + 3]) - 0x30
+    if first < 0 or first > 125 or second < 0 or second > 9 or third < 0 or third > 125 or fourth < 0 or fourth > 9:
+        return np.int64(-1)
+    place = ((first * 10 + second) * 126 + third) * 10 + fourth
+    return place if place < GB18030_BEYOND + 0x100000 else np.int64(-1)
+
+
 @njit(cache=True, nogil=True)
 def _put_pairs(column, data, at, size, out, o, blob):
-    """Write text of one and two bytes a character, by a table of 256 entries and one of 65,536; see _put_text."""
+    """Write text of one and two bytes a character, by a table of 256 entries and one of 65,536; see _put_text.
+
+    Behind them stand those of three bytes, 0x8F first (text 7: the EUC sets), by their last two, or those of four bytes
+    (text 8: gb18030) of the basic plane, by their place in its order.
+    """
     start = o
     o += 4
     end = at + size
@@ -663,6 +680,20 @@ def _put_pairs(column, data, at, size, out, o, blob):
         if count == 0 and at + 1 < end:
             entry = column.table + 4 * (256 + _big(data, at, 2))
             count = blob[entry]
+            if count == 0 and column.text == 7 and data[at] == 0x8F and at + 2 < end:
+                at += 1
+                entry = column.table + 4 * (256 + 65536 + _big(data, at, 2))
+                count = blob[entry]
+            elif count == 0 and column.text == 8 and at + 3 < end:
+                place = _gb18030_place(data, at)
+                if place >= GB18030_BEYOND:
+                    o = _put_utf8(out, o, 0x10000 + place - GB18030_BEYOND)
+                    at += 4
+                    continue
+                if 0 <= place < GB18030_BASIC:
+                    at += 2
+                    entry = column.table + 4 * (256 + 65536 + place)
+                    count = blob[entry]
             at += 1
         at += 1
         if count == 0:
@@ -710,7 +741,7 @@ def _put_text(column, data, at, size, out, o, blob):
                 o += 1
         _put(out, start, o - start - 4, 4)
         return o, 0
-    if column.text == 3:
+    if column.text == 3 or column.text >= 7:
         return _put_pairs(column, data, at, size, out, o, blob)
     if column.text >= 4:
         return _put_wide(data, at, size, column.text, out, o)
@@ -1143,7 +1174,7 @@ def _read_rows(data, at, end, kind, p, plan, columns, blob, labels, out, keys, c
                 return MALFORMED
             change.old_key_bytes = k - change.old_key
             if hard_key:
-                # the row cannot be found again, so Python sets the change aside
+                # the row cannot be found again, and Python sets a deletion aside
                 bad = True
                 change.rows_flags |= HARD_OLD_KEY
         if kind != DELETE:
@@ -1157,7 +1188,10 @@ def _read_rows(data, at, end, kind, p, plan, columns, blob, labels, out, keys, c
             change.key_bytes = k - change.key
             o = _put_own_columns(out, o, seq, commit_us)
             change.image_bytes = o - change.image
-            bad |= hard_key != 0
+            # Of an update whose old key alone is such the insertion is left: its row was never in the mirror.
+            if bad and not hard_key:
+                change.op = INSERT
+            bad = hard_key != 0
             if hard and not bad:
                 change.hard_at = o
                 change.hard_bytes = at - image_at
@@ -1563,9 +1597,9 @@ def consume_result(data, end, state, p, plan, columns, blob, labels, out, change
             at += value_bytes
         o = _put_own_columns(out, o, seq, -1)
         change.image_bytes = o - change.image
-        if hard and change.hard_bytes == 0:
+        if hard:
             change.hard_at = o
-            change.hard_bytes = stop - row_at
+            change.hard_bytes = row_at - stop if change.hard_bytes < 0 else stop - row_at
             _copy(out, o, data, row_at, stop - row_at)
             o += stop - row_at
         state[CHANGES], state[OUT], state[SEQ] = n + 1, o, seq

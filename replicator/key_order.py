@@ -42,6 +42,7 @@ _WRITTEN = frozenset({Kind.UUID, Kind.INET})
 PAGED = frozenset({*_INTEGERS, *_FIXED, *_TEMPORAL, *_BEHIND_LENGTH, *_NUMBERED, *_WRITTEN})
 # Kinds that Postgres orders as the source does, so that a range of keys is the same on both sides.
 COMPARABLE = frozenset({*_INTEGERS, Kind.DECIMAL, Kind.DATE, Kind.DATETIME, Kind.TIMESTAMP, Kind.BYTES, Kind.YEAR, Kind.BIT})
+_SHOWN_BYTES = 64
 _WORD = re.compile(r"\w+")
 
 
@@ -83,10 +84,12 @@ class KeyOrder:
         ):
             indexes.setdefault(index, []).append((column, part, direction))
         names = [each.name for each in columns]
+        # The index of a versioned table ends with a column that is not listed where it is the server's own.
+        listed = [each.name for each in columns if not each.row_end]
         fitting = {
             index: {direction for _, _, direction in parts}
             for index, parts in indexes.items()
-            if [column for column, _, _ in parts] == names and all(part is None for _, part, _ in parts)
+            if [column for column, _, _ in parts] in (names, listed) and all(part is None for _, part, _ in parts)
         }
         if not any(len(directions) == 1 for directions in fitting.values()):
             return None
@@ -184,6 +187,10 @@ class KeyOrder:
             at += size
         return tuple(values[i] for i in self.positions)
 
+    def show(self, key: Key) -> str:
+        """A key for people."""
+        return ", ".join(_show(column, value) for column, value in zip(self.columns, key, strict=False)) or "the beginning"
+
     def parse(self, given: dict[str, Any]) -> Key:
         """A bound that somebody wrote as an object of column names and values, as deleted_rows has them.
 
@@ -216,6 +223,14 @@ def _value_size(kind: Kind, row: bytes, at: int) -> tuple[int, int]:
         return first, at + 1
     size_bytes = {252: 2, 253: 3}.get(first, 8)
     return int.from_bytes(row[at + 1 : at + 1 + size_bytes], "little"), at + 1 + size_bytes
+
+
+def _show(column: Column, value: bytes) -> str:
+    if column.kind in _INTEGERS:
+        return str(int.from_bytes(value, "little", signed=not column.unsigned))
+    if column.kind in (Kind.DECIMAL, Kind.TEXT):
+        return value[:_SHOWN_BYTES].decode("utf-8", "backslashreplace").replace("\0", "\\0")
+    return "\\x" + value[:_SHOWN_BYTES].hex()
 
 
 def _with_length(value: bytes) -> bytes:

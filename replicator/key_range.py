@@ -17,14 +17,13 @@ from replicator.changes import ChangeBuffer
 from replicator.errors import SchemaChanged, SourceUnavailable
 from replicator.key_order import Key, KeyOrder
 from replicator.plan import Plans
-from replicator.position import GtidSet, MariaDbGtids, Position
+from replicator.position import Position
+from replicator.quarantine import Poison
 from replicator.result import PreparedSelect, ResultReader, as_selected, limit_parameter, quote_table, select_list
 from replicator.source import Source, SourceTable, wrap_errors
 
 _LOOK_S = 0.01
 _LONGEST_WAIT_S = 60
-# Without GTIDs nothing says what a read sees: a transaction is in the binlog a little before its rows can be read.
-_SETTLED_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -38,6 +37,7 @@ class Block:
         raw_rows: how many have a _raw.
         last: the last row's key; reading goes on behind it. (): a part of a block, whose rest has it, or a table without an
             order.
+        set_aside: rows that cannot be represented, which are not among the others.
     """
 
     tuples: NDArray[np.uint8]
@@ -48,14 +48,20 @@ class Block:
     hashes: NDArray[np.int64]
     raw_rows: int
     last: Key
+    set_aside: tuple[Poison, ...] = ()
 
     @property
     def rows(self) -> int:
-        """How many rows."""
+        """How many rows there are to write."""
         return len(self.seq_at)
 
+    @property
+    def rows_read(self) -> int:
+        """How many rows were read."""
+        return len(self.seq_at) + len(self.set_aside)
+
     def cut(self, rows: int) -> tuple[Block, Block]:
-        """The first so many rows, and the others; raw_rows are counted with the others."""
+        """The first so many rows, and the others; raw_rows and set_aside are the others'."""
         at, key_at = self.starts[rows], self.key_starts[rows]
         head = Block(
             self.tuples[:at], self.starts[: rows + 1], self.seq_at[:rows], self.keys[:key_at], self.key_starts[: rows + 1],
@@ -63,7 +69,7 @@ class Block:
         )  # fmt: skip
         tail = Block(
             self.tuples[at:], self.starts[rows:] - at, self.seq_at[rows:] - at, self.keys[key_at:],
-            self.key_starts[rows:] - key_at, self.hashes[rows:], self.raw_rows, self.last,
+            self.key_starts[rows:] - key_at, self.hashes[rows:], self.raw_rows, self.last, self.set_aside,
         )  # fmt: skip
         return head, tail
 
@@ -95,10 +101,9 @@ class RangeReader(ResultReader):
         self._plans = Plans(source.charsets())
         self._plan = self._plans.add(self._columns, table.key, wanted=True, table=0)
         self._changes = ChangeBuffer(0)
-        self.raw_rows = 0
+        self.raw_rows, self._set_aside = 0, []
         self._selects: dict[tuple[int, int, str], PreparedSelect] = {}
         self._is_described = False
-        self._mariadb = source.flavor == "mariadb"
         self._connection = source.open()
         with wrap_errors("cannot prepare to read"):
             self._connection.query("SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ")
@@ -157,15 +162,12 @@ class RangeReader(ResultReader):
         seq_at, hashes = np.empty(count, np.int64), np.empty(count, np.int64)
         decode.index_tuples(rows, out, self._is_key, tuples, starts, seq_at, keys, key_starts, hashes)
         last = () if self._order is None else self._order.take(self._last_row, self._columns)
-        return Block(tuples, starts, seq_at, keys[: key_starts[-1]].copy(), key_starts, hashes, int(raw.sum()), last)
+        aside = tuple(self.take_set_aside())
+        return Block(tuples, starts, seq_at, keys[: key_starts[-1]].copy(), key_starts, hashes, int(raw.sum()), last, aside)
 
     # ------------------------------------------------------------------------------------------------ what a read sees
     def wait_until_visible(self, position: Position, noted_at: float) -> None:
-        """Return once the next read sees every transaction up to a position of this server's binlog.
-
-        A transaction is in the binlog, and may come by the stream, before its rows can be read. MySQL takes it into
-        gtid_executed after that; MariaDB says for a consistent snapshot where in the binlog it stands, and keeps the two
-        together. A MySQL server without GTIDs says nothing: there the position must be a few seconds old.
+        """Return once the next read sees every transaction up to a position; see Source.shows.
 
         Args:
             noted_at: when the position was reached, in time.monotonic() seconds.
@@ -174,27 +176,7 @@ class RangeReader(ResultReader):
             SourceUnavailable: it takes too long.
         """
         deadline = time.monotonic() + _LONGEST_WAIT_S
-        while not self._sees(position, noted_at) and not self._should_stop():
+        while not self._source.shows(position, noted_at) and not self._should_stop():
             if time.monotonic() > deadline:
                 raise SourceUnavailable("the source does not show what is in its binlog", position=position)
             time.sleep(_LOOK_S)
-
-    def _sees(self, position: Position, noted_at: float) -> bool:
-        if self._mariadb:
-            with wrap_errors("cannot begin a consistent snapshot"), self._connection.cursor() as cursor:
-                cursor.execute("COMMIT")
-                cursor.execute("START TRANSACTION WITH CONSISTENT SNAPSHOT")
-                cursor.execute("SHOW STATUS LIKE 'binlog_snapshot_%'")
-                found = {str(name).lower(): value for name, value in cursor.fetchall()}
-            file, pos = _text(found["binlog_snapshot_file"]), int(_text(found["binlog_snapshot_position"]))
-            stands = self._source.query("SELECT BINLOG_GTID_POS(%s, %s)", (file, pos))[0][0]
-            # NULL: the file was rotated away in this moment
-            return stands is not None and Position(file, pos, MariaDbGtids.parse(str(stands))).covers(position)
-        if isinstance(position.gtids, GtidSet):
-            executed = GtidSet.parse(str(self._source.query("SELECT @@global.gtid_executed")[0][0]))
-            return executed.covers(position.gtids)
-        return time.monotonic() - noted_at > _SETTLED_S
-
-
-def _text(value: str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else value

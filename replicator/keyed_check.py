@@ -31,6 +31,7 @@ class Look:
         hashes: (d,) uint64, keys in which the sides differ. what: (d,) int64, how.
         rows, others: (d,) int64, indexes of their rows in source and in mirror, -1 where there is none.
         in_flux: (d,) bool, the stream touched the key meanwhile.
+        quarantined: how many rows of the source are not in the mirror because they are in the quarantine.
     """
 
     span: Span
@@ -41,6 +42,7 @@ class Look:
     rows: Indexes
     others: Indexes
     in_flux: NDArray[np.bool_]
+    quarantined: int
 
 
 def check_keyed(work: Verification) -> None:
@@ -81,6 +83,7 @@ def _check_span(work: Verification, before: Span, rows: int) -> tuple[Span, Hash
         look = _look(work, before, span, rows)
         if span is None:
             all_keys, open_keys = look.source.hashes, look.hashes
+            work.tally.quarantined += look.quarantined
         span = look.span
         is_open = np.isin(look.hashes, open_keys)
         is_drift = is_open & ~look.in_flux & np.isin(look.hashes, suspects)
@@ -112,25 +115,28 @@ def _look(work: Verification, before: Span, span: Span | None, rows: int) -> Loo
         source = sides.read_again(span)
     work.wait_applied()
     with sides.snapshot():
-        mirror = sides.read_mirror(span, source)
+        mirror, held = sides.read_mirror(span, source), sides.read_held()
     found = match_rows(source, mirror)
+    is_held = sides.are_held(source, found.missing, held)
+    missing = found.missing[~is_held]
     pairs = found.different
     if len(pairs):
         # Postgres' own form of jsonb is not the source's
         stored = sides.as_stored(source.tuples(pairs[:, 0]))
         part = Rows.parse(mirror.tuples(pairs[:, 1]), sides.is_key)
         pairs = pairs[match_rows(stored, part).different[:, 0]]
-    sizes = (len(found.missing), len(pairs), len(found.extra))
-    ours = np.concatenate([found.missing, pairs[:, 0], np.full(sizes[2], -1)])
+    sizes = (len(missing), len(pairs), len(found.extra))
+    ours = np.concatenate([missing, pairs[:, 0], np.full(sizes[2], -1)])
     others = np.concatenate([np.full(sizes[0], -1), pairs[:, 1], found.extra])
-    hashes = np.concatenate([source.hashes[found.missing], source.hashes[pairs[:, 0]], mirror.hashes[found.extra]])
+    hashes = np.concatenate([source.hashes[missing], source.hashes[pairs[:, 0]], mirror.hashes[found.extra]])
     in_flux = np.isin(hashes, work.watch.touched())
     # What cascades change is in no batch, but has its number.
     is_there = others >= 0
     in_flux[is_there] |= mirror.seqs[others[is_there]] > seq
-    if len(found.missing):
-        in_flux |= np.isin(ours, sides.find_deleted(source, found.missing, seq)) & ~is_there
-    return Look(span, source, mirror, hashes, np.repeat(np.arange(3), sizes), ours, others, in_flux)
+    if len(missing):
+        in_flux |= np.isin(ours, sides.find_deleted(source, missing, seq)) & ~is_there
+    quarantined = int(is_held.sum()) + sides.unreadable
+    return Look(span, source, mirror, hashes, np.repeat(np.arange(3), sizes), ours, others, in_flux, quarantined)
 
 
 def _record(work: Verification, look: Look, drift: Indexes) -> None:

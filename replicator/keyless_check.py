@@ -37,7 +37,8 @@ def check_keyless(work: Verification) -> None:
         TableChanged: the table was copied or altered meanwhile.
     """
     for look in range(_LOOKS if work.repair else 1):
-        missing, extra = _look(work, is_first=look == 0)
+        missing, extra, quarantined = _look(work, is_first=look == 0)
+        work.tally.quarantined = quarantined
         if not len(missing) and not len(extra):
             work.note_repaired()
             return
@@ -50,8 +51,8 @@ def check_keyless(work: Verification) -> None:
             return
 
 
-def _look(work: Verification, *, is_first: bool) -> tuple[Rows, Rows]:
-    """The rows that only the source has, as Postgres stores them, and those that only the mirror has."""
+def _look(work: Verification, *, is_first: bool) -> tuple[Rows, Rows, int]:
+    """The rows that only the source has, as Postgres stores them, those that only the mirror has; how many are held."""
     sides = work.sides
     for _ in range(_TRIES):
         work.wait_turn()
@@ -67,15 +68,20 @@ def _look(work: Verification, *, is_first: bool) -> tuple[Rows, Rows]:
         ours = _hashes(_read_source(work, view, is_counted=is_first))
         theirs = _hashes(sides.blocks())
         only_source, only_mirror = ours[surplus(ours, theirs)], theirs[surplus(theirs, ours)]
+        held = sides.read_held()
         missing = _collect(_read_source(work, view, is_counted=False), only_source) if len(only_source) else b""
         extra = _collect(sides.blocks(), only_mirror) if len(only_mirror) else b""
     finally:
         sides.conn.execute("ROLLBACK")
         view.close()
+    found = Rows.parse(missing, sides.is_key)
+    is_held = sides.are_held(found, np.arange(len(found)), held)
+    missing = found.tuples(np.nonzero(~is_held)[0])
     stored, rows = sides.as_stored(missing), Rows.parse(extra, sides.is_key)
     return (
         stored.choose(surplus(stored.hashes, rows.hashes)),
         rows.choose(surplus(rows.hashes, stored.hashes)),
+        int(is_held.sum()) + sides.unreadable,
     )
 
 
@@ -90,6 +96,7 @@ def _hold_mirror(work: Verification, position: Position) -> None:
 def _read_source(work: Verification, view: ReadView, *, is_counted: bool) -> Iterable[Rows]:
     reader = ResultReader(work.sides.source, work.sides.found, 0, view)
     data = bytearray()
+    work.sides.unreadable = 0
     for count, block in reader.blocks():
         data += block
         if is_counted:
@@ -100,6 +107,7 @@ def _read_source(work: Verification, view: ReadView, *, is_counted: bool) -> Ite
             yield Rows.parse(data, work.sides.is_key)
             data = bytearray()
     yield Rows.parse(data, work.sides.is_key)
+    work.sides.unreadable = len(reader.take_set_aside())
     work.tally.chunks += is_counted
 
 

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 State = Literal["Snapshotting", "Synced", "Failed", "ResyncRequired", "DroppedSource", "Removed"]
 QUERIES = read_queries("replicator")
 MirrorColumn = dict[str, str]
-"""name, mirror_name, source_type, mirror_type; charset, "" where it is not known or there is none; generated, where it is."""
+"""name, mirror_name, source_type, mirror_type; charset, "" where it is not known or there is none; generated and row_end, where
+it is; see typemap.Column."""
 LIVE: frozenset[State] = frozenset({"Snapshotting", "Synced"})
 
 
@@ -47,6 +48,7 @@ class MirrorTable:
             Applying some of them late, and not those that were passed over meanwhile, would bring back old values.
         copied_after: the last copy began behind this position, so it holds what an ALTER before it did.
         kept: the mirror's columns that the source has no longer. What rows hold in them stays with them; see history.py.
+        held: the identities of rows that are in the quarantine; it may name some that are not there any more.
         dirty: differs from what warehouse.tables says.
     """
 
@@ -66,6 +68,7 @@ class MirrorTable:
     first_plan: int = 0
     copied_after: Position | None = None
     kept: tuple[str, ...] = ()
+    held: set[bytes] = field(default_factory=set, repr=False)
     dirty: bool = field(default=False, repr=False)
 
     @property
@@ -88,6 +91,11 @@ class MirrorTable:
         """The mirror's columns that the source does not have, as COPY tuples end with them."""
         own = ("_seq", "_committed_at", "_raw")
         return own if self.key else (*own, ROW_HASH)
+
+    @property
+    def row_end(self) -> str | None:
+        """The source name of the column that tells the rows that are there now from history; None without history."""
+        return next((column["name"] for column in self.columns if "row_end" in column), None)
 
     @property
     def overlaps(self) -> bool:
@@ -128,7 +136,7 @@ def describe_columns(columns: Sequence[Column]) -> list[MirrorColumn]:
     return [
         {
             "name": c.name, "mirror_name": c.mirror_name, "source_type": c.source_type, "mirror_type": str(c.mirror_type),
-            "charset": c.charset, **({"generated": "yes"} if c.generated else {}),
+            "charset": c.charset, **({"generated": "yes"} if c.generated else {}), **({"row_end": "yes"} if c.row_end else {}),
         }
         for c in columns
     ]  # fmt: skip

@@ -6,6 +6,8 @@ not harmless here, so every change must come exactly once.
 
 from __future__ import annotations
 
+import struct
+
 import numpy as np
 from numpy.typing import NDArray
 from psycopg import sql
@@ -56,6 +58,14 @@ def pack(
         more = np.empty((len(rows), 0), np.int64)
     target = np.empty(int(changes["image_bytes"][rows].sum()) + 12 * (more.shape[1] + 1) * len(rows), np.uint8)
     return target[: decode.gather_hashed(rows, changes, out, columns, more, target)].data
+
+
+def retuple(raw: bytes, columns: int) -> bytes:
+    """A tuple of a row with the row's hash behind it, which it may have already; columns: of the source."""
+    if int.from_bytes(raw[:2], "big") > columns + 3:
+        return raw
+    row_hash = int(decode._hash_fields(np.array(bytearray(raw)), 2, columns))
+    return struct.pack("!h", columns + 4) + raw[2:] + struct.pack("!iq", 8, row_hash)
 
 
 def delete_rows(

@@ -28,6 +28,8 @@ _INTEGER_BYTES = {Kind.TINY: (2, 2), Kind.SHORT: (2, 4), Kind.INT24: (4, 4), Kin
 _BEHIND_LENGTH = frozenset({Kind.TEXT, Kind.BYTES, Kind.JSON, Kind.GEOMETRY, Kind.VECTOR, Kind.UUID, Kind.INET})
 _TIME_BYTES = {Kind.TIME: 3, Kind.DATETIME: 5, Kind.TIMESTAMP: 4}
 TEXT_AS_IT_IS, TEXT_BY_TABLE, TEXT_BY_PYTHON, TEXT_BY_PAIRS = 0, 1, 2, 3
+# Sets with codes of three and of four bytes.
+_LONGER_PAIRS = {"ujis": 7, "eucjpms": 7, "gb18030": 8}
 _WIDE = {"utf16": 4, "ucs2": 4, "utf16le": 5, "utf32": 6}
 SLACK_BYTES = 64
 # Far more than one statement can name.
@@ -188,4 +190,4 @@ class Plans:
         if charset not in self._charset_at:
             table = self.charsets.packed(charset) if by_table else self.charsets.packed_pairs(charset)
             self._charset_at[charset] = self._store(table)
-        return TEXT_BY_TABLE if by_table else TEXT_BY_PAIRS, self._charset_at[charset]
+        return TEXT_BY_TABLE if by_table else _LONGER_PAIRS.get(charset, TEXT_BY_PAIRS), self._charset_at[charset]

@@ -171,8 +171,8 @@ UPDATE warehouse.tables SET resync_requested = false WHERE source = %(source)s A
 
 -- name: finish_snapshot
 WITH obsolete AS (
-    UPDATE warehouse.quarantine SET state = 'Skipped', reason = reason || ' (the table was copied afresh since)'
-    WHERE source = %(source)s AND table_name = %(table)s AND state IN ('Held', 'RetryRequested')
+    UPDATE warehouse.quarantine SET state = 'Skipped', identity = NULL, reason = reason || ' (the table was copied afresh since)'
+    WHERE source = %(source)s AND table_name = %(table)s AND (state IN ('Held', 'RetryRequested') OR identity IS NOT NULL)
 )
 UPDATE warehouse.tables
 SET rows = %(rows)s, inserted = inserted + %(rows)s, raw_rows = %(raw_rows)s, seq = greatest(seq, %(seq)s),
@@ -205,8 +205,26 @@ VALUES (%(source)s, %(xid)s, %(part)s, %(position)s, %(events)s)
 DELETE FROM warehouse.prepared_transactions WHERE source = %(source)s AND xid = %(xid)s
 
 -- name: set_aside
-INSERT INTO warehouse.quarantine (source, table_name, position, event_type, reason, raw, operation, seq, columns)
-VALUES (%(source)s, %(table)s, %(position)s, %(event_type)s, %(reason)s, %(raw)s, %(operation)s, %(seq)s, %(columns)s)
+INSERT INTO warehouse.quarantine (source, table_name, position, event_type, reason, raw, operation, seq, columns, form, key, identity)
+VALUES (%(source)s, %(table)s, %(position)s, %(event_type)s, %(reason)s, %(raw)s, %(operation)s, %(seq)s, %(columns)s, %(form)s,
+    %(key)s, %(identity)s)
+
+-- name: read_identities
+SELECT table_name, identity FROM warehouse.quarantine WHERE source = %(source)s AND identity IS NOT NULL
+
+-- name: end_superseded
+UPDATE warehouse.quarantine q SET state = 'Skipped', identity = NULL, reason = q.reason || ' (the row was changed or deleted since)'
+FROM unnest(%(identities)s::bytea[], %(seqs)s::bigint[]) AS later (identity, seq)
+WHERE q.source = %(source)s AND q.table_name = %(table)s AND q.identity = later.identity AND q.seq < later.seq
+
+-- name: end_one
+UPDATE warehouse.quarantine SET state = 'Skipped', identity = NULL, reason = reason || ' (the row was deleted since)'
+WHERE id = (SELECT id FROM warehouse.quarantine
+            WHERE source = %(source)s AND table_name = %(table)s AND identity = %(identity)s ORDER BY id LIMIT 1)
+
+-- name: end_all
+UPDATE warehouse.quarantine SET state = 'Skipped', identity = NULL, reason = reason || ' (the table was emptied since)'
+WHERE source = %(source)s AND table_name = %(table)s AND (state IN ('Held', 'RetryRequested') OR identity IS NOT NULL)
 
 -- name: hold_event
 INSERT INTO warehouse.quarantine (source, position, event_type, reason, raw)
@@ -218,17 +236,19 @@ WHERE NOT EXISTS (SELECT FROM warehouse.quarantine q
 SELECT position FROM warehouse.quarantine WHERE source = %(source)s AND table_name IS NULL AND state = 'Skipped'
 
 -- name: read_retries
-SELECT id, table_name, event_type, raw, seq, columns FROM warehouse.quarantine
-WHERE source = %(source)s AND state = 'RetryRequested' ORDER BY id
+SELECT id, table_name, coalesce(form, CASE WHEN event_type IS NULL THEN 'tuple' ELSE 'images' END), raw, columns, key, identity
+FROM warehouse.quarantine WHERE source = %(source)s AND state = 'RetryRequested' ORDER BY id
 
 -- name: end_retry
-UPDATE warehouse.quarantine SET state = %(state)s, reason = coalesce(%(reason)s, reason) WHERE id = %(id)s
+UPDATE warehouse.quarantine SET state = %(state)s, reason = coalesce(%(reason)s, reason),
+    identity = CASE WHEN %(state)s = 'Held' THEN identity END
+WHERE id = %(id)s
 
 -- name: count_retried
 UPDATE warehouse.tables SET rows = rows + %(rows)s, seq = greatest(seq, %(seq)s) WHERE source = %(source)s AND table_name = %(table)s
 
 -- name: list_held
-SELECT id, source, table_name, position, operation, reason, state, octet_length(raw), set_aside_at::text
+SELECT id, source, table_name, position, operation, reason, state, octet_length(raw), set_aside_at::text, key::text
 FROM warehouse.quarantine WHERE state IN ('Held', 'RetryRequested') ORDER BY id
 
 -- name: read_copies
@@ -262,8 +282,9 @@ WHERE source = %(source)s AND table_name = %(table)s
 
 -- name: end_copy
 WITH obsolete AS (
-    UPDATE warehouse.quarantine SET state = 'Skipped', reason = reason || ' (the table was copied afresh since)'
-    WHERE %(is_whole)s AND source = %(source)s AND table_name = %(table)s AND state IN ('Held', 'RetryRequested')
+    UPDATE warehouse.quarantine SET state = 'Skipped', identity = NULL, reason = reason || ' (the table was copied afresh since)'
+    WHERE %(is_whole)s AND source = %(source)s AND table_name = %(table)s AND (state IN ('Held', 'RetryRequested') OR identity IS NOT NULL)
+        AND seq <= %(base_seq)s
 )
 UPDATE warehouse.tables
 SET rows = rows + %(drift)s, seq = greatest(seq, %(seq)s), consistent_from = %(consistent_from)s, position = %(consistent_from)s

@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from replicator import decode
 from replicator.changes import ChangeBuffer
-from replicator.errors import SchemaChanged, SourceUnavailable, TableProblem
+from replicator.errors import RowProblem, SchemaChanged, SourceUnavailable, TableProblem
 from replicator.multiset import pack
 from replicator.packets import TICK_S, PacketBuffer
 from replicator.plan import Plans
+from replicator.quarantine import MOST_REFUSED, Poison, take_result
 from replicator.read_view import ReadView
 from replicator.source import Source, SourceTable, error_for, wrap_errors
 from replicator.typemap import Column, Kind
@@ -106,21 +107,40 @@ class ResultReader:
         table: what to select.
         seq: the last _seq given out.
         view: what to read instead, on its own connection.
+        where: a condition, as the server takes it; empty for all rows.
     """
 
     _last_row = b""
+    _packets: PacketBuffer | None = None
+    _where = ""
 
-    def __init__(self, source: Source, table: SourceTable, seq: int, view: ReadView | None = None) -> None:
+    def __init__(self, source: Source, table: SourceTable, seq: int, view: ReadView | None = None, where: str = "") -> None:
         self._connection = source.open() if view is None else view.connection
+        self._where = where
+        self._set_aside: list[Poison] = []
         self._plans = Plans(source.charsets())
         self._plan = self._plans.add(tuple(map(as_selected, table.columns)), table.key, wanted=True, table=0)
         self._changes = ChangeBuffer(seq)
         self._table = table
         self.raw_rows = 0
 
+    def take_set_aside(self) -> list[Poison]:
+        """The rows that were read since the last time and cannot be represented; they are in no block."""
+        found, self._set_aside = self._set_aside, []
+        return found
+
     def close(self) -> None:
         """Close the connection at once, in the middle of a result if need be."""
         self._connection._force_close()
+
+    def skip_rest(self) -> None:
+        """Read the result that is under way to its end, so that its connection can be used again."""
+        if self._packets is not None:
+            self._changes.state[decode.CHANGES] = self._changes.state[decode.OUT] = 0
+            for _ in self._walk(self._packets):
+                pass
+        self._packets = None
+        self._set_aside.clear()
 
     @property
     def seq(self) -> int:
@@ -134,7 +154,8 @@ class ResultReader:
             SourceUnavailable: the connection broke.
             TableProblem: a row cannot be represented.
         """
-        for block in self._walk(self._execute()):
+        self._packets = self._execute()
+        for block in self._walk(self._packets):
             if block is None:
                 yield 0, memoryview(b"")
                 continue
@@ -146,19 +167,20 @@ class ResultReader:
                 yield len(rows), target.data
             else:
                 yield len(rows), pack(np.arange(len(rows)), rows, out, len(self._table.columns))
+        self._packets = None
 
     def _execute(self) -> PacketBuffer:
         return PreparedSelect(self._connection, self._whole_text(), self._table.name).execute()
 
     def _whole_text(self) -> str:
-        return f"SELECT {select_list(self._table)} FROM {quote_table(self._table.name)}"  # noqa: S608 - identifiers only, quoted
+        return f"SELECT {select_list(self._table)} FROM {quote_table(self._table.name)}{self._where}"  # noqa: S608 - quoted
 
     def _walk(
         self, packets: PacketBuffer, most_rows: int = 1 << 30
     ) -> Iterator[tuple[NDArray[np.void], NDArray[np.uint8], NDArray[np.bool_]] | None]:
         """The result's rows as changes with their bytes, and which have a _raw; None where nothing comes for a while.
 
-        The arrays are used again for the next block.
+        The arrays are used again for the next block. Rows that cannot be represented are in take_set_aside().
         """
         state, plans, changes = self._changes.state, self._plans, self._changes
         plan = plans.plans[self._plan]
@@ -178,7 +200,7 @@ class ResultReader:
                 changes.grow()
             elif code in (decode.FULL, decode.SERVER_EOF) and changes.rows:
                 rows = changes.changes[: changes.rows]
-                yield rows, *finish_rows(plans, rows, changes.out, is_result=True, reject=_refuse)
+                yield self._finish(rows, changes.out)
                 seen = state[decode.CHANGES] = state[decode.OUT] = 0
             elif code == decode.SERVER_EOF:
                 return
@@ -190,10 +212,25 @@ class ResultReader:
             else:
                 raise _server_error(packets.take_packet(), self._table.name)
 
-
-def _refuse(row: int, problem: TableProblem) -> None:
-    """A copy is whole or not there at all."""
-    raise problem
+    def _finish(
+        self, rows: NDArray[np.void], out: NDArray[np.uint8]
+    ) -> tuple[NDArray[np.void], NDArray[np.uint8], NDArray[np.bool_]]:
+        problems: dict[int, TableProblem] = {}
+        finished, raw = finish_rows(self._plans, rows, out, is_result=True, reject=problems.__setitem__)
+        if not problems:
+            return rows, finished, raw
+        names = [self._table.columns[i].name for i in self._table.key]
+        for i, problem in problems.items():
+            if not isinstance(problem, RowProblem):
+                raise problem
+            if len(problems) > MOST_REFUSED:
+                raise type(problem)(
+                    f"{len(problems)} of {len(rows)} rows that follow each other, as the first of them: {problem}"
+                )
+            self._set_aside.append(take_result(self._plans, rows, out, i, str(problem), names))
+        kept = np.ones(len(rows), np.bool_)
+        kept[list(problems)] = False
+        return rows[kept], finished, raw[kept]
 
 
 def limit_parameter(rows: int) -> Parameter:

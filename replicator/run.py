@@ -23,8 +23,9 @@ from replicator.position import Position
 from replicator.prefetch import Prefetch
 from replicator.prepared import read_prepared
 from replicator.pulse import Pulse, Watch
-from replicator.quarantine import hold_event, read_skipped, retry_rows
+from replicator.quarantine import hold_event, read_skipped
 from replicator.repair import carry_out
+from replicator.retry import retry_rows
 from replicator.schema import Registry
 from replicator.selection import Selection
 from replicator.servers import Checkpoint, choose_server
@@ -260,7 +261,7 @@ class Replication:
             work.registry.follow_selection(work.conn)
         self._look_after(work)
         work.measure_clock()
-        work.seq = retry_rows(work.conn, work.registry, work.seq)
+        work.seq = retry_rows(work.conn, work.source, work.registry, work.seq, work.position)
         work.seq = carry_out(work.conn, work.registry, work.watch, work.seq)
         work.copy_requested(requests.copies)
         return self._pause(work) if requests.pause else None

@@ -27,8 +27,9 @@ from replicator.items import Choice
 from replicator.mirror import LIVE, QUERIES, MirrorTable, State, describe_columns
 from replicator.mirror_ddl import create_mirror
 from replicator.position import Flavor, Position, parse_position
+from replicator.quarantine import read_identities
 from replicator.selection import Selection, fit_filter, read_filters
-from replicator.source import Source, SourceTable
+from replicator.source import MIRRORED, Source, SourceTable
 from replicator.tablemap import TableMap
 from replicator.typemap import OLD_LAYOUT, OWN_COLUMNS, OWN_SCHEMAS, ROW_HASH, Kind, mirror_identifier, recognize
 from warehouse.db import Connection
@@ -62,6 +63,7 @@ class Registry:
     def load(self, conn: Connection) -> None:
         """Read the states that earlier runs left, and find the tables that are new at the source."""
         kept = {name: tuple(columns) for name, columns in conn.execute(QUERIES["read_kept"], {"source": self.name})}
+        held = read_identities(conn, self.name)
         for name, mirror, state, columns, key, consistent_from, exact, foreign_keys, resync in conn.execute(
             QUERIES["read_tables"], {"source": self.name}
         ):
@@ -70,6 +72,7 @@ class Registry:
             table.consistent_from, table.exact, table.resync = position, exact, resync
             table.foreign_keys = [read_foreign_key(kept) for kept in foreign_keys]
             table.kept = kept.get(name, ())
+            table.held = held.get(name, set())
             # A snapshot that never came to its end begins again, and one that was still to be made is made.
             if (state == "Snapshotting" and position is None) or state == "ResyncRequired":
                 table.resync = True
@@ -164,9 +167,11 @@ class Registry:
         schema = mirror_identifier(self.prefix + found.name.partition(".")[0])
         if schema in OWN_SCHEMAS or schema.startswith("pg_"):
             return UnsupportedColumn(f"the database's name {schema} is that of a schema that is not for mirrors")
-        if found.table_type != "BASE TABLE":
-            # MariaDB logs the old versions of a system-versioned table's rows beside the new ones, under the same key.
+        if found.table_type not in MIRRORED:
             return UnsupportedColumn(f"it is no plain table, but: {found.table_type.lower()}")
+        if any(column.row_end and column.kind is not Kind.TIMESTAMP for column in found.columns):
+            what = "it is versioned by transaction ids, and MariaDB logs its changes as statements"
+            return UnsupportedColumn(what, hint="Version it by TIMESTAMP(6) columns: the first change stops the source.")
         for column in found.columns:
             if column.mirror_type is None:
                 return UnsupportedColumn(f"column {column.name} has the type {column.source_type}, which is not covered")

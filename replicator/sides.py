@@ -6,6 +6,7 @@ read with COPY BINARY, so its rows have the form in which the source's rows are 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from replicator.errors import TableProblem
 from replicator.key_order import COMPARABLE, Key, KeyOrder
 from replicator.key_range import RangeReader
 from replicator.mirror import MirrorTable, key_object
+from replicator.quarantine import identify_tuple
 from replicator.result import ResultReader
 from replicator.rows import Indexes, Rows
 from replicator.source import Source, SourceTable
@@ -71,6 +73,7 @@ class Sides:
         since: the mirror is what it is since then; None before the first look.
         is_paged: the source can be read in ranges of the key.
         is_shared: both sides order the keys alike, so that a span holds the same keys in the mirror.
+        unreadable: how many rows of the source the last read has left out, because no mirror can hold them.
     """
 
     def __init__(
@@ -78,6 +81,7 @@ class Sides:
     ) -> None:
         self.conn, self.source, self.name, self.found, self.table, self._pause = conn, source, name, found, table, pause
         self.is_key = np.array([i in found.key for i in range(len(found.columns))], np.uint8)
+        self.unreadable = 0
         self.since: datetime | None = None
         self._excluded: list[str] = []
         self._order = KeyOrder.read(source, found)
@@ -107,7 +111,11 @@ class Sides:
             ChunkTooLarge: they are more than MOST_BYTES.
         """
         found, last = self._read(before.upto, (), rows)
-        if len(found) < rows or self._order is None:
+        while not len(found) and self.unreadable == rows:
+            # none of them has a key that the mirror could be asked for
+            rows *= 2
+            found, last = self._read(before.upto, (), rows)
+        if len(found) + self.unreadable < rows or self._order is None:
             return found, Span(before.upto, (), _renumber(before.high), b"")
         end = np.array([len(found) - 1])
         return found, Span(before.upto, last, _renumber(before.high), found.keys(end, np.array([1])))
@@ -122,12 +130,14 @@ class Sides:
 
     def _read(self, after: Key, upto: Key, limit: int) -> tuple[Rows, Key]:
         data, last = bytearray(), after
+        self.unreadable = 0
         try:
             if self._order is None:
                 reader = ResultReader(self.source, self.found, 0)
                 try:
                     for _, tuples in reader.blocks():
                         self._add(data, tuples)
+                    self.unreadable = len(reader.take_set_aside())
                 finally:
                     reader.close()
             else:
@@ -135,6 +145,7 @@ class Sides:
                     self._reader = RangeReader(self.source, self.found, self._order)
                 for block in self._reader.read(after, upto, limit):
                     self._add(data, block.tuples.data)
+                    self.unreadable += len(block.set_aside)
                     last = block.last
         except BaseException:
             # the rest of the result is still on its way
@@ -280,6 +291,21 @@ class Sides:
                 )
             ).fetchall()  # fmt: skip
         return np.array([number for (number,) in found], np.int64)
+
+    def read_held(self) -> Counter[bytes]:
+        """The identities of the rows that are in the quarantine, in the transaction at hand."""
+        facts = {"source": self.name, "table": self.table.name}
+        return Counter(bytes(identity) for (identity,) in self.conn.execute(QUERIES["read_held"], facts))
+
+    def are_held(self, rows: Rows, chosen: Indexes, held: Counter[bytes]) -> NDArray[np.bool_]:
+        """(n,) bool: which of some rows of the source are in the quarantine, so many of each as are there."""
+        found = np.zeros(len(chosen), np.bool_)
+        left = held.copy()
+        for n, i in enumerate(chosen.tolist() if held else ()):
+            identity = identify_tuple(self.table, rows.tuples(np.array([i])))
+            found[n] = left[identity] > 0
+            left[identity] -= 1
+        return found
 
     # ------------------------------------------------------------------------------------------------ the same form
     def as_stored(self, tuples: bytes) -> Rows:

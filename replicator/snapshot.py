@@ -9,14 +9,15 @@ Only where replaying a change would do harm the table is read as of one position
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import structlog
 from psycopg import sql
 
 from replicator.apply import REFUSALS
 from replicator.copy_bars import Bar, CopyBars
-from replicator.copy_binary import COPY_HEADER, COPY_TRAILER, copy_statement
+from replicator.copy_binary import COPY_HEADER, COPY_TRAILER, copy_statement, copy_tuples
 from replicator.copy_plan import estimate_rows
 from replicator.crash import reach
 from replicator.errors import LockRefused, SchemaChanged, SourceUnavailable, TableProblem
@@ -25,10 +26,14 @@ from replicator.history import put_all_back, save_all
 from replicator.mirror import LIVE, QUERIES, MirrorTable, key_object
 from replicator.mirror_ddl import mirror_key
 from replicator.multiset import keep_rows, record_vanished_rows
+from replicator.position import Position
+from replicator.quarantine import ROW_REFUSALS, Poison, of_tuple, read_identities, set_aside
 from replicator.read_view import ReadView
+from replicator.refused import explain, find_refused
 from replicator.result import ResultReader
+from replicator.rows import Rows
 from replicator.schema import Registry
-from replicator.source import Source, SourceTable
+from replicator.source import MIRRORED, Source, SourceTable
 from warehouse.db import Connection
 from warehouse.db import wrap_errors as wrap_warehouse_errors
 from warehouse.service import Stop
@@ -68,8 +73,7 @@ def copy_table(
     gone = table.describe_as(found)
     table.consistent_from = None
     registry.set_state(table, "Snapshotting")
-    rows, bars = 0, CopyBars()
-    reported = started
+    bars, reported = CopyBars(), started
     reader = own_view = None
     try:
         with wrap_warehouse_errors(table=table.name), conn.transaction():
@@ -85,45 +89,31 @@ def copy_table(
             raise SourceUnavailable(f"{table.name} was altered while its copy began")
         estimate = estimate_rows(source, table.name)
         reader = ResultReader(source, found, seq, view)
-        with wrap_warehouse_errors(table=table.name), conn.transaction(), conn.cursor() as cursor:
-            kept_keys = (is_fit or not table.key) and _keep_keys(conn, table)
-            empty = set() if is_fit or table.key else fit_mirror(conn, registry, table, gone)
-            known = [column["mirror_name"] for column in table.columns if column["mirror_name"] not in empty]
-            has_history = (is_fit or not table.key) and save_all(conn, table, known)
-            if table.key and not is_fit:
-                leave_rows(conn, registry, table)
-            # DELETE, not TRUNCATE: others read the old rows until the copy is committed.
-            cursor.execute(sql.SQL("DELETE FROM {}").format(table.identifier))
-            if table.key and not is_fit:
-                fit_mirror(conn, registry, table, gone)
-            with cursor.copy(copy_statement(table)) as copy:
-                copy.write(COPY_HEADER)
-                reach("begin_copy")
-                for count, block in reader.blocks():
-                    copy.write(block)
-                    reach("copy")
-                    rows += count
-                    if stop.requested:
-                        raise Interrupted
-                    if time.monotonic() - reported > _REPORT_S:
-                        reported = time.monotonic()
-                        bar = Bar(table.name, rows, max(rows, estimate), rows / (reported - started))
-                        bars.show([bar])
-                        rate = round(bar.rows_per_s)
-                        log.info("copying", table=bar.name, rows=rows, of=bar.estimate, rows_per_s=rate, left_s=bar.left_s)
-                copy.write(COPY_TRAILER)
-            if has_history:
-                put_all_back(conn, table, known)
-            last_seq = reader.seq + (_record_vanished(conn, registry, table, reader.seq) if kept_keys else 0)
-            after = source.position() if view is None else view.position
-            facts = {
-                "source": registry.name, "table": table.name, "rows": rows, "raw_rows": reader.raw_rows, "seq": last_seq,
-                "consistent_from": str(after), "exact": view is not None,
-            }  # fmt: skip
-            reach("end_copy")
-            cursor.execute(QUERIES["finish_snapshot"], facts)
-            cursor.execute(QUERIES["write_seq"], {"source": registry.name, "seq": last_seq})
-            cursor.execute(QUERIES["notify"], {"source": registry.name, "seq": last_seq})
+
+        def report(rows: int) -> None:
+            nonlocal reported
+            if time.monotonic() - reported > _REPORT_S:
+                reported = time.monotonic()
+                bar = Bar(table.name, rows, max(rows, estimate), rows / (reported - started))
+                bars.show([bar])
+                rate = round(bar.rows_per_s)
+                log.info("copying", table=bar.name, rows=rows, of=bar.estimate, rows_per_s=rate, left_s=bar.left_s)
+            if stop.requested:
+                raise Interrupted
+
+        try:
+            last_seq, after, rows = _write(conn, source, registry, table, reader, report, view, _copy_rows, gone, is_fit=is_fit)
+        except ROW_REFUSALS as error:
+            log.info("copying piece by piece", table=table.name, reason=explain(error))
+            if view is None:
+                reader.close()
+            else:
+                # what is left of the result is in the way of the next one
+                reader.skip_rest()
+            reader = ResultReader(source, found, seq, view)
+            last_seq, after, rows = _write(
+                conn, source, registry, table, reader, report, view, _copy_welcome_rows, gone, is_fit=is_fit
+            )
     except REFUSALS as error:
         drop_request(conn, registry, table)
         hint = "Mend the cause (a view of your own may hold a column's type), then resync the table."
@@ -143,8 +133,91 @@ def copy_table(
             reader.close()
     table.consistent_from, table.exact, table.resync = after, view is not None, False
     table.copied_after = before
+    table.held = read_identities(conn, registry.name).get(table.name, set())
     log.info("table copied", table=table.name, rows=rows, duration_s=round(time.monotonic() - started, 3))
     return last_seq
+
+
+_Report = Callable[[int], None]
+_CopyRows = Callable[[Connection, MirrorTable, ResultReader, _Report], tuple[int, list[Poison]]]
+
+
+def _write(
+    conn: Connection, source: Source, registry: Registry, table: MirrorTable, reader: ResultReader, report: _Report,
+    view: ReadView | None, copy_rows: _CopyRows, gone: list[str], *, is_fit: bool,
+) -> tuple[int, Position, int]:  # fmt: skip
+    """Put a result in the place of a mirror's rows and commit; the last _seq given out, when the copy is whole, its rows."""
+    with wrap_warehouse_errors(table=table.name), conn.transaction():
+        kept_keys = (is_fit or not table.key) and _keep_keys(conn, table)
+        empty = set() if is_fit or table.key else fit_mirror(conn, registry, table, gone)
+        known = [column["mirror_name"] for column in table.columns if column["mirror_name"] not in empty]
+        has_history = (is_fit or not table.key) and save_all(conn, table, known)
+        if table.key and not is_fit:
+            leave_rows(conn, registry, table)
+        # DELETE, not TRUNCATE: others read the old rows until the copy is committed.
+        conn.execute(sql.SQL("DELETE FROM {}").format(table.identifier))
+        if table.key and not is_fit:
+            fit_mirror(conn, registry, table, gone)
+        rows, refused = copy_rows(conn, table, reader, report)
+        refused += reader.take_set_aside()
+        if has_history:
+            put_all_back(conn, table, known)
+        last_seq = reader.seq + (_record_vanished(conn, registry, table, reader.seq) if kept_keys else 0)
+        after = source.position() if view is None else view.position
+        facts = {
+            "source": registry.name, "table": table.name, "rows": rows, "raw_rows": reader.raw_rows,
+            "seq": last_seq + len(refused), "consistent_from": str(after), "exact": view is not None,
+        }  # fmt: skip
+        reach("end_copy")
+        # it ends what was held before
+        conn.execute(QUERIES["finish_snapshot"], facts)
+        for poison in refused:
+            last_seq += 1
+            set_aside(conn, registry.name, table, f"copy of the whole table up to {after}", last_seq, poison)
+        conn.execute(QUERIES["write_seq"], {"source": registry.name, "seq": last_seq})
+        conn.execute(QUERIES["notify"], {"source": registry.name, "seq": last_seq})
+    return last_seq, after, rows
+
+
+def _copy_rows(conn: Connection, table: MirrorTable, reader: ResultReader, report: _Report) -> tuple[int, list[Poison]]:
+    """Copy a result into a mirror in one go; how many rows it has."""
+    rows = 0
+    with conn.cursor() as cursor, cursor.copy(copy_statement(table)) as copy:
+        copy.write(COPY_HEADER)
+        reach("begin_copy")
+        for count, block in reader.blocks():
+            copy.write(block)
+            reach("copy")
+            rows += count
+            report(rows)
+        copy.write(COPY_TRAILER)
+    return rows, []
+
+
+def _copy_welcome_rows(conn: Connection, table: MirrorTable, reader: ResultReader, report: _Report) -> tuple[int, list[Poison]]:
+    """Copy a result into a mirror block by block, without the rows that Postgres refuses; how many it took, and these."""
+    rows, refused = 0, list[Poison]()
+    for _, block in reader.blocks():
+        found, poison = _copy_block(conn, table, bytes(block)) if len(block) else (0, [])
+        rows += found
+        refused += poison
+        report(rows)
+    return rows, refused
+
+
+def _copy_block(conn: Connection, table: MirrorTable, block: bytes) -> tuple[int, list[Poison]]:
+    tuples = Rows.parse(block, np.zeros(len(table.columns), np.uint8))
+    try:
+        with conn.transaction():
+            copy_tuples(conn, copy_statement(table), block)
+        return len(tuples), []
+    except ROW_REFUSALS:
+        refused = find_refused(conn, table, len(tuples), tuples.tuples)
+        if not refused:
+            raise
+    welcome = np.setdiff1d(np.arange(len(tuples)), list(refused))
+    copy_tuples(conn, copy_statement(table), tuples.tuples(welcome))
+    return len(welcome), [of_tuple(table, tuples.tuples(np.array([i])), why) for i, why in refused.items()]
 
 
 def describe_again(conn: Connection, source: Source, registry: Registry, table: MirrorTable) -> SourceTable | None:
@@ -224,7 +297,7 @@ def _copy_together(conn: Connection, source: Source, registry: Registry, left: l
 
 def _is_lockable(source: Source, table: MirrorTable) -> bool:
     found = source.describe(table.name)
-    return found is not None and found.table_type == "BASE TABLE"
+    return found is not None and found.table_type in MIRRORED
 
 
 def drop_request(conn: Connection, registry: Registry, table: MirrorTable) -> None:

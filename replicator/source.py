@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import ssl
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ import pymysql.cursors
 
 from replicator.charsets import Charsets
 from replicator.errors import PositionLost, ServerIdTaken, SourceRefused, SourceUnavailable
-from replicator.position import Flavor, GtidSet, Position, file_number, parse_gtids
+from replicator.position import Flavor, GtidSet, Position, parse_gtids
 from replicator.typemap import BINARY, INET_WIDTHS, KINDS, UUID_WIDTH, Column, Kind
 from warehouse.errors import TailraceError
 from warehouse.settings import SourceSettings
@@ -28,6 +29,15 @@ from warehouse.settings import SourceSettings
 _REFUSED = frozenset({1044, 1045, 1049, 1129, 1130, 1142, 1143, 1227, 1370, 1698, 3118})
 _LOST = frozenset({1236})
 _PARSE_ERROR = 1064
+# Without GTIDs nothing says what a read sees.
+_SETTLED_S = 2.0
+
+VERSIONED = "SYSTEM VERSIONED"
+MIRRORED = ("BASE TABLE", VERSIONED)
+_HIDDEN_PERIOD = tuple(
+    Column(name, Kind.TIMESTAMP, scale=6, source_type="timestamp(6)", generated=True, row_end=name == "row_end")
+    for name in ("row_start", "row_end")
+)
 
 LOST_HINT = "The mirror stays readable. SELECT resync_source(...) begins anew; first see operations.md, 'PositionLost'."
 _OLD_LAYOUT = "/* mariadb-5.3 */"
@@ -43,7 +53,7 @@ class SourceTable:
         name: database.table.
         columns: all columns, invisible ones too, in the source's order.
         key: positions of the columns of the primary key, or else of a unique key without NULLs; empty without either.
-        table_type: "BASE TABLE", or what else it is: a view, MariaDB's sequences and system-versioned tables.
+        table_type: "BASE TABLE", or what else it is: a view, a sequence; "SYSTEM VERSIONED" of MariaDB.
     """
 
     name: str
@@ -153,7 +163,7 @@ class Source:
             connection = pymysql.connect(**arguments, read_timeout=arguments["connect_timeout"], write_timeout=60)
             # What the server was told to do for everybody must not pad, cut or stop what is read here.
             connection.query(
-                "SET SESSION time_zone = '+00:00', sql_mode = '', sql_select_limit = 18446744073709551615"
+                "SET SESSION time_zone = '+00:00', sql_mode = 'ALLOW_INVALID_DATES', sql_select_limit = 18446744073709551615"
                 "/*!80000 , max_execution_time = 0 *//*M! , max_statement_time = 0 */"
             )
             connection._read_timeout = 60
@@ -226,23 +236,38 @@ class Source:
             return self.query("SHOW BINARY LOG STATUS")
         return self.query("SHOW MASTER STATUS")
 
-    def shows(self, position: Position) -> bool:
-        """Whether readers see every transaction up to here: the binlog, and so a mirror, has one before its commit is done.
+    def shows(self, position: Position, noted_at: float) -> bool:
+        """Whether what is read from now on has every transaction up to a position of this server's binlog.
 
-        True without further proof on MySQL without GTIDs, which says nothing about it.
+        A transaction is in the binlog, and may come by the stream, before its rows can be read. MySQL takes it into
+        gtid_executed after that; MariaDB says for a consistent snapshot where in the binlog it stands, and keeps the two
+        together. A MySQL server without GTIDs says nothing: there the position must be a few seconds old.
+
+        Args:
+            noted_at: when the position was reached, or later, in time.monotonic() seconds.
         """
         if isinstance(position.gtids, GtidSet):
             return GtidSet.parse(str(self.query("SELECT @@global.gtid_executed")[0][0])).covers(position.gtids)
         if self.flavor != "mariadb":
-            return True
+            return time.monotonic() - noted_at > _SETTLED_S
         # MariaDB knowledge base, "START TRANSACTION WITH CONSISTENT SNAPSHOT": these two are the position of what is seen.
-        self.query("START TRANSACTION WITH CONSISTENT SNAPSHOT")
-        try:
-            status = {str(name).lower(): str(value) for name, value in self.query("SHOW STATUS LIKE 'binlog_snapshot%'")}
-        finally:
-            self.query("COMMIT")
+        with self._lock:
+            self.query("START TRANSACTION WITH CONSISTENT SNAPSHOT")
+            try:
+                status = {str(name).lower(): str(value) for name, value in self.query("SHOW STATUS LIKE 'binlog_snapshot%'")}
+            finally:
+                self.query("COMMIT")
         file, pos = status.get("binlog_snapshot_file", ""), int(status.get("binlog_snapshot_position") or 0)
-        return bool(file) and (file_number(file), pos) >= (file_number(position.file), position.pos)
+        stands = self.query("SELECT BINLOG_GTID_POS(%s, %s)", (file, pos))[0][0] if file else None
+        # NULL: the file was rotated away in this moment
+        return stands is not None and Position(file, pos, parse_gtids(str(stands), "mariadb")).covers(position)
+
+    def inline(self, text: str, value: str | float) -> str:
+        """An expression with its parameter filled in by the driver, for statements that are prepared."""
+        with self._lock:
+            if self._connection is None:
+                self._connection = self.open()
+            return str(self._connection.cursor().mogrify(text, (value,)))
 
     def binlog_sizes(self) -> Mapping[str, int]:
         """The bytes of every binlog file that the server has."""
@@ -273,7 +298,7 @@ class Source:
 
     def table_names(self) -> list[str]:
         """All base tables, as database.table."""
-        rows = self.query("SELECT TABLE_SCHEMA, TABLE_NAME FROM information_schema.TABLES WHERE TABLE_TYPE = 'BASE TABLE'")
+        rows = self.query("SELECT TABLE_SCHEMA, TABLE_NAME FROM information_schema.TABLES WHERE TABLE_TYPE IN %s", (MIRRORED,))
         return [f"{database}.{table}" for database, table in rows]
 
     def describe(self, name: str) -> SourceTable | None:
@@ -282,14 +307,18 @@ class Source:
         rows = self.query(
             "SELECT (SELECT TABLE_TYPE FROM information_schema.TABLES WHERE TABLE_SCHEMA = %s AND TABLE_NAME = %s),"
             " COLUMN_NAME, LOWER(DATA_TYPE), COLUMN_TYPE, CHARACTER_SET_NAME, CHARACTER_OCTET_LENGTH,"
-            " NUMERIC_PRECISION, NUMERIC_SCALE, DATETIME_PRECISION, GENERATION_EXPRESSION > '' FROM information_schema.COLUMNS"
+            " NUMERIC_PRECISION, NUMERIC_SCALE, DATETIME_PRECISION, GENERATION_EXPRESSION > '',"
+            " GENERATION_EXPRESSION = 'ROW END' FROM information_schema.COLUMNS"
             " WHERE TABLE_SCHEMA = %s AND TABLE_NAME = %s ORDER BY ORDINAL_POSITION",
             (database, table) * 2,
         )
         if not rows:
             return None
         columns = tuple(_column(*row[1:]) for row in rows)
-        table_type = str(rows[0][0])
+        table_type, has_end = str(rows[0][0]), any(column.row_end for column in columns)
+        if table_type == VERSIONED and not has_end:
+            # the server's own, which it lists nowhere but in the binlog
+            columns += _HIDDEN_PERIOD
         keys: dict[str, list[tuple[str, str]]] = {}
         for index, column, nullable in self.query(
             "SELECT INDEX_NAME, COLUMN_NAME, NULLABLE FROM information_schema.STATISTICS"
@@ -301,13 +330,16 @@ class Source:
         names = [column.name for column in columns]
         for parts in keys.values():
             if all(column is not None and nullable != "YES" for column, nullable in parts):
-                return SourceTable(name, columns, tuple(names.index(column) for column, _ in parts), table_type)
+                key = tuple(names.index(column) for column, _ in parts)
+                if table_type == VERSIONED and not has_end:
+                    key += (len(columns) - 1,)
+                return SourceTable(name, columns, key, table_type)
         return SourceTable(name, columns, (), table_type)
 
 
 def _column(
     name: str, data_type: str, column_type: str, charset: str | None, octets: int | None,
-    precision: int | None, scale: int | None, fraction: int | None, generated: int | None,
+    precision: int | None, scale: int | None, fraction: int | None, generated: int | None, row_end: int | None,
 ) -> Column:  # fmt: skip
     kind = KINDS.get(data_type, Kind.UNSUPPORTED)
     # MariaDB marks the columns that still have the layout of its version 5.3.
@@ -333,6 +365,7 @@ def _column(
         else (),
         source_type=column_type,
         generated=bool(generated),
+        row_end=bool(row_end),
     )
 
 

@@ -33,7 +33,13 @@ def find_triggers(batch: Batch, tables: Rows, registry: Registry) -> Rows:
         if table is None:
             continue
         cascades = changes["rows_flags"] & decode.NO_FOREIGN_KEY_CHECKS == 0
-        rows = np.nonzero((tables == table.number) & (changes["op"] != decode.INSERT) & cascades)[0]
+        rows = np.nonzero((tables == table.number) & (changes["op"] > decode.INSERT) & cascades)[0]
+        lost = (tables == table.number) & (changes["op"] == decode.INSERT) & cascades
+        if (changes["rows_flags"][lost] & decode.HARD_OLD_KEY).any():
+            for _, child in registry.children(table.name):
+                # an update of a row that was in the quarantine, so that nobody knows what it was
+                reason = f"rows changed by a foreign-key cascade from {table.name} that cannot be derived"
+                registry.require_resync(child, SchemaChanged(reason))
         if len(rows):
             found.append(_cascading(batch, table, rows, registry))
     return np.sort(np.concatenate(found)) if found else _NONE

@@ -75,6 +75,7 @@ class Column:
         labels: of ENUM and SET, in the order of definition.
         source_type: for people, as in "decimal(12,4)".
         generated: the server computes it from other columns; only information_schema says so.
+        row_end: of a system-versioned table, the end of the time in which the row was there; likewise.
     """
 
     name: str
@@ -89,6 +90,7 @@ class Column:
     source_type: str = ""
     compressed: bool = False
     generated: bool = False
+    row_end: bool = False
 
     @property
     def mirror_name(self) -> str:

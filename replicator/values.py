@@ -10,7 +10,7 @@ import json
 import re
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,6 +96,19 @@ def _find_left(
     for entry in left[:count].tolist():
         found[entry[0]].append(entry)
     return found
+
+
+def left_of_result(plans: Plans, changes: NDArray[np.void], out: NDArray[np.uint8], i: int) -> Iterator[tuple[str, str]]:
+    """The columns of a result row that Postgres cannot hold, each with its raw form.
+
+    Args:
+        changes, out: as decode.consume_result left them. i: index of the row.
+    """
+    columns = plans.sources[int(changes["plan"][i])]
+    for _, index, at, size, _ in _find_left(plans, np.array([i]), changes, out, is_result=True)[i]:
+        kept = mend(columns[index], out[at : at + size].tobytes(), plans.charsets, is_result=True)[1]
+        if kept is not None:
+            yield columns[index].name, kept
 
 
 def _splice(

@@ -71,6 +71,7 @@ class Tally:
     different: int = 0
     repaired: int = 0
     unsettled: int = 0
+    quarantined: int = 0
 
     @property
     def drift(self) -> int:
@@ -161,8 +162,9 @@ class Verification:
         ).fetchone() or ("", 0, None, 0)
         source = self.sides.source
         position = Position(file, int(pos), None if gtid_set is None else parse_gtids(gtid_set, source.flavor))
-        deadline = time.monotonic() + PATIENCE_S
-        while not source.shows(position):
+        noted_at = time.monotonic()
+        deadline = noted_at + PATIENCE_S
+        while not source.shows(position, noted_at):
             self.check_stop()
             if time.monotonic() > deadline:
                 raise StreamStands("the source logged transactions that it does not show to readers")
@@ -260,4 +262,6 @@ class Verification:
             return "Drifted", self.refusal or f"{tally.drift - tally.repaired} rows differ from the source; see warehouse.drift"
         if tally.unsettled:
             return "Unsettled", f"{tally.unsettled} rows changed during every look"
+        if tally.quarantined:
+            return "Incomplete", f"equal, but for {tally.quarantined} rows that are in the quarantine"
         return ("Repaired" if tally.drift else "Equal"), None

@@ -75,9 +75,8 @@ class Verifier:
             TryLater: a server is away; what was at hand is taken up again.
         """
         name = self._registry.name
-        source = Source(self._settings.source)
         # What the stream is compared with must be the server that it comes from.
-        source.use(self._registry.source.server)
+        source = self._registry.source.another()
         with closing(source), closing(connect(self._settings.warehouse, f"verify {name}")) as conn, wrap_errors():
             conn.execute(QUERIES["take_up_again"], {"source": name})
             while not self._stop.is_set():

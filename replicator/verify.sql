@@ -22,12 +22,12 @@ RETURNING id
 WITH forgotten AS (DELETE FROM warehouse.verification_keys WHERE verification = %(id)s),
 former AS (DELETE FROM warehouse.drift WHERE verification = %(id)s)
 UPDATE warehouse.verifications SET state = 'Running', started_at = clock_timestamp(), equal_as_of = %(at)s, from_position = %(position)s,
-    resume = NULL, chunks = 0, rows = 0, missing = 0, extra = 0, different = 0, repaired = 0, unsettled = 0
+    resume = NULL, chunks = 0, rows = 0, missing = 0, extra = 0, different = 0, repaired = 0, unsettled = 0, quarantined = 0
 WHERE id = %(id)s
 
 -- name: go_on
 UPDATE warehouse.verifications SET state = 'Running' WHERE id = %(id)s
-RETURNING chunks, rows, missing, extra, different, repaired, unsettled
+RETURNING chunks, rows, missing, extra, different, repaired, unsettled, quarantined
 
 -- name: read_seen
 SELECT hashes FROM warehouse.verification_keys WHERE verification = %(id)s ORDER BY chunk
@@ -40,7 +40,8 @@ UPDATE warehouse.verifications SET resume = %(resume)s WHERE id = %(id)s
 
 -- name: note_progress
 UPDATE warehouse.verifications SET chunks = %(chunks)s, rows = %(rows)s, missing = %(missing)s, extra = %(extra)s,
-    different = %(different)s, repaired = %(repaired)s, unsettled = %(unsettled)s, position = %(position)s
+    different = %(different)s, repaired = %(repaired)s, unsettled = %(unsettled)s,
+    quarantined = %(quarantined)s, position = %(position)s
 WHERE id = %(id)s
 
 -- name: finish
@@ -57,7 +58,7 @@ WHERE source = %(source)s AND table_name = %(table)s
 
 -- name: read_outcomes
 SELECT id, table_name, state, reason, rows, missing, extra, different, repaired, unsettled, equal_as_of, position,
-       extract(epoch FROM finished_at - started_at)::float8, finished_at IS NOT NULL
+       extract(epoch FROM finished_at - started_at)::float8, quarantined, finished_at IS NOT NULL
 FROM warehouse.verifications WHERE id = ANY (%(ids)s) ORDER BY id
 
 -- name: note_repaired
@@ -68,3 +69,6 @@ UPDATE warehouse.drift SET repaired_at = clock_timestamp() WHERE verification = 
 
 -- name: list_tables
 SELECT table_name FROM warehouse.tables WHERE source = %(source)s AND state NOT IN ('DroppedSource', 'Removed') ORDER BY table_name
+
+-- name: read_held
+SELECT identity FROM warehouse.quarantine WHERE source = %(source)s AND table_name = %(table)s AND identity IS NOT NULL

@@ -23,7 +23,7 @@ from warehouse.verbs import call_verb
 _POLL_S = 0.2
 _NAMES = (
     "verification", "table", "state", "reason", "rows", "missing", "extra", "different", "repaired", "unsettled",
-    "equal_as_of", "position", "duration_s",
+    "equal_as_of", "position", "duration_s", "quarantined",
 )  # fmt: skip
 
 
@@ -100,7 +100,7 @@ def _print(outcome: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         print_json(outcome)
         return
-    counted = ("missing", "extra", "different", "repaired", "unsettled")
+    counted = ("missing", "extra", "different", "repaired", "unsettled", "quarantined")
     parts = [f"{outcome['table']}: {outcome['state']}", f"{outcome['rows']} rows", f"as of {outcome['equal_as_of']}"]
     parts += [f"{outcome[what]} {what}" for what in counted if outcome[what]]
     sys.stdout.write(", ".join(parts) + (f" ({outcome['reason']})" if outcome["reason"] else "") + "\n")
@@ -112,6 +112,12 @@ def _judge(found: Sequence[dict[str, Any]]) -> None:
         raise DriftFound(
             f"rows differ from the source in {', '.join(drifted)}",
             hint="SELECT * FROM warehouse.drift WHERE repaired_at IS NULL; then: replicator verify --repair TABLE",
+        )
+    incomplete = [outcome["table"] for outcome in found if outcome["state"] == "Incomplete"]
+    if incomplete:
+        raise DriftFound(
+            f"rows in the quarantine are missing in {', '.join(incomplete)}",
+            hint="`replicator quarantine` lists them with the reasons; mend the cause, then: replicator retry ID",
         )
     doubtful = [outcome["table"] for outcome in found if outcome["state"] not in ("Equal", "Repaired")]
     if doubtful:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from replicator.changes import Batch
 from replicator.errors import RowProblem, TableProblem
 from replicator.mirror import MirrorTable
-from replicator.quarantine import Poison, take_image
+from replicator.quarantine import Poison, take_image, take_tuple
 from replicator.schema import Registry
 from replicator.values import finish_rows
 
@@ -25,7 +25,9 @@ class Work:
     """A batch on its way: its changes with the hard rows filled in, which table each belongs to, which have a _raw.
 
     triggers: (t,) indexes of the changes that cascade without a trace in the binlog. derived: how many changes these made.
-    poison: what cannot be applied, by its index; aside: which of it is in the quarantine already.
+    span: the changes that are written just now.
+    poison: what cannot be applied, by its index; aside: which of it is in the quarantine already. refused: the tuples that
+        Postgres refuses, where these are built anew each time.
     """
 
     batch: Batch
@@ -38,6 +40,8 @@ class Work:
     derived: int = 0
     poison: dict[int, Poison] = field(default_factory=dict)
     aside: set[int] = field(default_factory=set)
+    refused: dict[int, str] = field(default_factory=dict)
+    span: tuple[int, int] = (0, 0)
 
     @classmethod
     def of(cls, batch: Batch, tables: Rows, triggers: Rows) -> Work:
@@ -60,9 +64,13 @@ class Work:
 
         def reject(i: int, problem: TableProblem) -> None:
             table = registry.by_number[int(self.tables[start + i])]
-            if isinstance(problem, RowProblem) and table.key:
-                self.poison[start + i] = take_image(changes, out, i, str(problem))
+            if isinstance(problem, RowProblem):
+                self.poison[start + i] = take_image(changes, out, self.batch.keys, i, str(problem), self.batch.plans)
             else:
                 registry.reject(table.number, problem)
 
-        return finish_rows(self.batch.plans, changes, out, is_result=False, reject=reject)
+        finished = finish_rows(self.batch.plans, changes, out, is_result=False, reject=reject)
+        for i in [i for i in self.refused if start <= i < start + len(changes)]:
+            table = registry.by_number[int(self.tables[i])]
+            self.poison[i] = take_tuple(changes, finished[0], i - start, self.refused[i], table)
+        return finished

@@ -20,6 +20,7 @@ from replicator.history import History, follow_keys
 from replicator.mirror import QUERIES, MirrorTable, key_object
 from replicator.multiset import delete_rows, make_stage, net, pack
 from replicator.position import Position
+from replicator.quarantine import end_all, end_one, end_superseded, identify, identify_tuple
 from replicator.work import Work
 from warehouse.db import Connection
 
@@ -59,11 +60,21 @@ class MirrorWriter:
         self._counts.clear()
         self.history.begin()
 
-    def forget(self) -> None:
-        """The transaction was rolled back, and with it the stages that were made inside."""
+    def forget(self, counts: int = 0) -> None:
+        """The transaction was rolled back, and with it the stages that were made inside.
+
+        Args:
+            counts: where it was only to a savepoint: what `counts` was then.
+        """
         self._staged.clear()
         self.history.forget()
-        self.begin()
+        self._used.clear()
+        del self._counts[counts:]
+
+    @property
+    def counts(self) -> int:
+        """How many notes for write_counts there are."""
+        return len(self._counts)
 
     def write_counts(self) -> None:
         """Add what was written since the last time to the tables' counters."""
@@ -88,6 +99,8 @@ class MirrorWriter:
             entries = self.fold(rows, changes, keys)
             if table.touched is not None:
                 table.touched.add(entries, keys, int(changes["seq"][rows[-1]]))
+            if table.held:
+                self._end_superseded(table, entries, changes, keys)
             touched = np.nonzero((entries["fresh"] == 0) | table.overlaps)[0]
             moves = follow_keys(rows, changes, keys) if table.kept else None
             if moves:
@@ -113,6 +126,9 @@ class MirrorWriter:
         """
         columns = len(table.columns)
         images, deletions, groups = net(rows, work.changes, work.out, columns)
+        if table.held and len(deletions):
+            kept = np.array([not self._end_one(table, work, i) for i in deletions.tolist()], np.bool_)
+            deletions, groups = deletions[kept], groups[kept]
         if len(deletions):
             stage = self._stage(table)
             removed = delete_rows(self.conn, self.source, table, stage, deletions, groups, work.changes, work.out)
@@ -122,6 +138,23 @@ class MirrorWriter:
             copy_tuples(self.conn, copy_statement(table), pack(images, work.changes, work.out, columns))
         came = rows[work.changes["op"][rows] == decode.INSERT]
         return images, len(deletions), int(work.raw[came].sum())
+
+    def _end_one(self, table: MirrorTable, work: Work, i: int) -> bool:
+        """Whether the row that a deletion is about is one that was held, and is held no more."""
+        at, size = int(work.changes["image"][i]), int(work.changes["image_bytes"][i])
+        return end_one(self.conn, self.source, table, identify_tuple(table, work.out[at : at + size].tobytes()))
+
+    def _end_superseded(
+        self, table: MirrorTable, entries: NDArray[np.void], changes: NDArray[np.void], keys: NDArray[np.uint8]
+    ) -> None:
+        """What is held of these keys ends by what changed them since."""
+        view, changed = keys.data, {}
+        for entry in entries:
+            at = int(entry["key"])
+            identity = identify(view[at : at + int(entry["key_bytes"])])
+            if identity in table.held:
+                changed[identity] = int(changes["seq"][entry["last"]] if entry["last"] >= 0 else entry["seq"])
+        end_superseded(self.conn, self.source, table, changed)
 
     def fold(self, rows: Rows, changes: NDArray[np.void], keys: NDArray[np.uint8]) -> NDArray[np.void]:
         """What these changes leave of each key: (n,) decode.ENTRY."""
@@ -197,8 +230,13 @@ class MirrorWriter:
             "position": str(position),
         })  # fmt: skip
 
-    def read_rows(self, table: MirrorTable, chosen: Rows, entries: NDArray[np.void], keys: NDArray[np.uint8]) -> str:
+    def read_rows(
+        self, table: MirrorTable, chosen: Rows, entries: NDArray[np.void], keys: NDArray[np.uint8], *, by_key: bool
+    ) -> str:
         """The mirror's rows with these keys, as a JSON array.
+
+        Args:
+            by_key: nothing but the key will be looked at, so that of a row in the quarantine that is enough.
 
         Raises:
             MirrorDiverged: one is not there.
@@ -213,9 +251,27 @@ class MirrorWriter:
                 table.identifier, stage, same
             )
         ).fetchone()
+        if row[0] != len(chosen) and by_key and table.held:
+            row = self._read_keys(table, stage, same, row[0] + self._count_held(table, chosen, entries, keys))
         if row[0] != len(chosen):
             raise MirrorDiverged(f"{len(chosen) - row[0]} rows that a cascade begins with are not in the mirror")
         return str(row[1])
+
+    def _count_held(self, table: MirrorTable, chosen: Rows, entries: NDArray[np.void], keys: NDArray[np.uint8]) -> int:
+        found = 0
+        for i in chosen.tolist():
+            at = int(entries["key"][i])
+            found += identify(keys.data[at : at + int(entries["key_bytes"][i])]) in table.held
+        return found
+
+    def _read_keys(self, table: MirrorTable, stage: sql.Identifier, same: sql.Composed, found: int) -> Any:
+        """The staged keys as rows, or the mirror's rows where they are there; and how many were found."""
+        row: Any = self.conn.execute(
+            sql.SQL("SELECT json_agg(coalesce(to_jsonb(m.*), to_jsonb(s.*)))::text FROM {} s LEFT JOIN {} m ON {}").format(
+                stage, table.identifier, same
+            )
+        ).fetchone()
+        return found, row[0]
 
     def empty(self, table: MirrorTable, position: Position, seq: int, commit_us: int) -> int:
         """Empty a mirror and record its keys as deleted, each with a _seq of its own; the last one given out."""
@@ -232,6 +288,7 @@ class MirrorWriter:
             )
         ).fetchone()  # fmt: skip
         gone = int(row[0])
+        end_all(self.conn, self.source, table)
         self.count(table, -gone, 0, 0, gone, 0, seq + gone, commit_us, position)
         return seq + gone
 

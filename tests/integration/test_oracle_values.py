@@ -217,17 +217,15 @@ def test_a_binary_that_becomes_a_uuid(mariadb_pipeline: Pipeline) -> None:
     ]
 
 
-@pytest.mark.parametrize("table", ["versioned", "sequence", "old_fractions"])
+@pytest.mark.parametrize("table", ["sequence", "old_fractions"])
 def test_tables_that_are_refused(mariadb_pipeline: Pipeline, table: str) -> None:
     """MariaDB's special tables say why they are not mirrored, and the others go on."""
     pipeline = mariadb_pipeline
     make = {
-        "versioned": ["CREATE TABLE odd (id INT PRIMARY KEY, n INT) WITH SYSTEM VERSIONING"],
         "sequence": ["CREATE SEQUENCE odd"],
         "old_fractions": ["SET GLOBAL mysql56_temporal_format = OFF", "CREATE TABLE odd (id INT PRIMARY KEY, t TIME(3))"],
     }[table]
     change = {
-        "versioned": "INSERT INTO odd VALUES (1, 1)",
         "sequence": "DO NEXTVAL(odd)",
         "old_fractions": "INSERT INTO odd VALUES (1, '01:02:03.456')",
     }[table]

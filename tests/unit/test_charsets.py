@@ -73,6 +73,26 @@ def test_kernel_reads_two_bytes_as_the_codec_does(charset: str) -> None:
     assert read > 5000
 
 
+@pytest.mark.parametrize("charset", ["eucjpms", "ujis", "gb18030"])
+def test_kernel_reads_longer_codes_as_the_codec_does(charset: str) -> None:
+    """Codes of three bytes, all that the sets have; of four bytes in steps, with the borders of the planes and what is none."""
+    if charset == "gb18030":
+        places = [*range(0, 39_420, 7), *range(39_400, 39_440), 188_999, 189_000, *range(189_000, 1_237_577, 9973), 1_237_575]
+        codes = [gb18030_code(place) for place in (*places, 1_237_576, 1_587_599)]
+        codes += [b"\x81\x30\x81", b"\x81\x30\x80\x30", b"\x81\x30\x81\x3a", b"\xff\x30\x81\x30", b"\x81\x30"]
+    else:
+        codes = [bytes((0x8F, lead, trail)) for lead in range(0x9F, 256) for trail in range(0x9F, 256)] + [b"\x8f\xa1", b"\x8f"]
+    read = sum(check_kernel(charset, b"a" + code + b"z") + check_kernel(charset, code) for code in codes)
+    assert read > 10_000
+
+
+def gb18030_code(place: int) -> bytes:
+    """The code of four bytes with this place in their order."""
+    rest, fourth = divmod(place, 10)
+    rest, third = divmod(rest, 126)
+    return bytes((0x81 + rest // 10, 0x30 + rest % 10, 0x81 + third, 0x30 + fourth))
+
+
 @pytest.mark.parametrize(
     ("charset", "codec"), [("utf16", "utf-16-be"), ("ucs2", "utf-16-be"), ("utf16le", "utf-16-le"), ("utf32", "utf-32-be")]
 )
