@@ -78,18 +78,25 @@ def add_auc(report: Report, figure: str, runs: list, isolation: list, label: np.
 
 
 def add_adaptive(report: Report, runs: list, windows: list[tuple[int, int]]) -> None:
-    """Windows found and false alarms of the adaptive threshold, runs of rows counted once."""
-    found, false_runs = [], []
-    for scores in runs:
-        threshold = AdaptiveThreshold(time_decay=2560, shingle=48)
-        alarms = np.array([threshold.judge(score).grade > 0 for score in scores])
-        alarms[: probation_rows(len(alarms))] = False
-        found.append(sum(alarms[first : last + 1].any() for first, last in windows))
-        false_runs.append(count_false_runs(alarms, windows))
-    report.add("taxi_adaptive_windows", statistics.mean(found), "of 5", against=f"{min(found)} to {max(found)}", aim=5.0)
-    against = f"aim: below 15; {min(false_runs)} to {max(false_runs)}; AWS' measured elsewhere: 15"
-    mean = statistics.mean(false_runs)
-    report.add("taxi_adaptive_false_runs", mean, "runs", against=against, ratio=15.0 / max(mean, 1.0), aim=1.0)
+    """Windows found and false alarms of the adaptive threshold, runs of rows counted once; the worst of the seeds.
+
+    At 3 deviations, AWS' default, and at 4, which was chosen on the seeds 100 to 109.
+    """
+    for deviations in (3.0, 4.0):
+        found, false_runs = [], []
+        for scores in runs:
+            threshold = AdaptiveThreshold(time_decay=2560, shingle=48, z=deviations)
+            alarms = np.array([threshold.judge(score).grade > 0 for score in scores])
+            alarms[: probation_rows(len(alarms))] = False
+            found.append(int(sum(alarms[first : last + 1].any() for first, last in windows)))
+            false_runs.append(count_false_runs(alarms, windows))
+        name = f"taxi_adaptive_{deviations:.0f}"
+        aim = deviations == 4.0
+        against = f"{min(found)} to {max(found)}"
+        report.add(f"{name}_windows", min(found), "of 5", against=against, ratio=min(found) / 5.0, aim=1.0 if aim else None)
+        against = f"aim: below 15; {min(false_runs)} to {max(false_runs)}, mean {statistics.mean(false_runs)}; AWS': 15"
+        most = max(false_runs)
+        report.add(f"{name}_false_runs", most, "runs", against=against, ratio=14.0 / max(most, 1), aim=1.0 if aim else None)
 
 
 def count_false_runs(alarms: np.ndarray, windows: list[tuple[int, int]], gap: int = 48) -> int:

@@ -245,15 +245,17 @@ class RandomCutForest(Estimates, Learning, Checkpoint, Blocks):
         if measure != "score":
             return self._measure(rows, measure)
         scores = np.empty(len(rows))
-        for start in range(0, len(rows), self.block_rows):
-            points = pack(rows[start : start + self.block_rows])
+        for start in range(0, len(rows), self._hand_over_rows):
+            points = pack(rows[start : start + self._hand_over_rows])
             scores[start : start + len(points)] = self._score(points)
         return scores
 
     def _score(self, points: NDArray[np.float32]) -> Floats:
-        partial = np.empty((self._chunks, len(points)))
-        self._run(kernels.score_rows, len(points), *self._arrays(), points, partial)
-        return self._total(partial)
+        blocks = [points[first : first + self.block_rows] for first in range(0, len(points), self.block_rows)]
+        partials = [np.empty((self._chunks, len(block))) for block in blocks]
+        given = [(*self._arrays(), *pair) for pair in zip(blocks, partials, strict=True)]
+        self._run_blocks(kernels.score_rows, len(points), given)
+        return np.concatenate([self._total(partial) for partial in partials]) if partials else np.empty(0)
 
     def _score_training(self, points: NDArray[np.float32], numbers: NDArray[np.int64]) -> Floats:
         scores = np.empty(len(points))

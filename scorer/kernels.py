@@ -24,6 +24,7 @@ sections 2 and 3 (cuts, insertion, deletion); Efraimidis and Spirakis, "Weighted
 
 # mypy: allow-untyped-defs
 
+import functools
 import math
 from typing import Any
 
@@ -62,7 +63,12 @@ _TINY = 1e-300  # turns 0 / 0 into 0, and is lost in any sum of float32 values t
 
 MAX_DEPTH = 2047  # internal nodes of the largest tree, and so the longest path
 _INVERSE = 1.0 / np.arange(1, MAX_DEPTH + 2)  # _INVERSE[depth] = 1 / (depth + 1): a load is cheaper than a division
-_MANY_ROWS = 192  # rows from which on it pays to go through the boxes of a tree, and not through those of each row
+_MANY_ROWS = 1024  # rows from which on it pays to go through the boxes of a tree, and not through those of each row
+_BATCH = 96  # rows that go down and up a tree together; their paths stay in the first-level cache
+_STEP = 4  # boxes of a row that are taken at once on its way up
+# _DOWNWARDS[MAX_DEPTH - level + i] = 1 / (level - i + 1): the weights of a level and of those above it, side by side.
+_DOWNWARDS = np.concatenate([_INVERSE[::-1], np.zeros(_STEP)])
+_WIDTHS = (8, 16, 24, 32, 40, 48)  # numbers of columns that have code of their own, without loops over columns
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
@@ -176,13 +182,20 @@ def _is_whole_plain(corners, row):
     return not np.isnan(corners[row]).any()
 
 
-def _find_group_plain(nodes, node, depth, points, order, first, last, leaves, depths):
+def _find_group_plain(nodes, node, points, first, last, start, leaves, depths, path):
     """`find_few` and `find_many` without compilation."""
     for k in range(first, last):
-        at, level = node, depth
+        at, level = node, 0
         while at < nodes.shape[0] // 2:
-            at, level = _pick_child_plain(nodes, at, points, order[k]), level + 1
+            path[level + _STEP - 1, k - start] = at
+            at, level = _pick_child_plain(nodes, at, points, k), level + 1
         leaves[k], depths[k] = at, level
+
+
+def _find_leaves_plain(nodes, node, points, first, last, start, leaves, depths, path):
+    """`find_leaves` without compilation."""
+    for k in range(first, last):
+        _find_group_plain(nodes, node, points, k, k + 1, k, leaves, depths, path)
 
 
 def _add_path_plain(corners, points, row, path, weights, first, last, leaf, leaf_weight, sums, at):
@@ -198,26 +211,6 @@ def _add_path_plain(corners, points, row, path, weights, first, last, leaf, leaf
     sums[at + 1] += low
 
 
-def _climb_plain(nodes, corners, points, order, first, last, leaves, depths, value, steps, path, shares, totals):
-    """`climb` and `climb_recorded` without compilation."""
-    for k in range(first, last):
-        row, depth, node, step = order[k], int(depths[k]), int(nodes[leaves[k]]["parent"]), 0
-        while node != NONE:
-            gap = _gap_sum_plain(corners, 2 * node, 2 * node + 1, points, row)
-            total = float(nodes[node]["range_sum"]) + gap + _TINY
-            q, depth = gap / total, depth - 1
-            value[row] = q * (1.0 / (depth + 1.0)) + (1.0 - q) * value[row]
-            if k - first < steps.size and step < path.shape[0]:
-                path[step, k - first], shares[step, k - first], totals[step, k - first] = node, q, total
-            odd = np.isnan(points[row]).any() or not _is_whole_plain(corners, 2 * node)
-            if gap <= 0.0 and not odd:
-                break
-            step += 1
-            node = int(nodes[node]["parent"])
-        if k - first < steps.size:
-            steps[k - first] = step
-
-
 def _join_rows_plain(corners, low, points, order, values, target, first, last, range_sum, weight, least, value):
     """`join_rows` without compilation."""
     for k in range(first, last):
@@ -230,6 +223,21 @@ def _join_rows_plain(corners, low, points, order, values, target, first, last, r
     return target
 
 
+def _climb_plain(nodes, corners, points, first, count, path, climbers, weights, value, shares=None, totals=None, tops=None):
+    """`climb` and `climb_recorded` without compilation."""
+    for lane, lowest in climbers[:count]:
+        row = first + lane
+        for level in range(lowest, -1, -1):
+            node = path[level + _STEP - 1, lane]
+            gap = _gap_sum_plain(corners, 2 * node, 2 * node + 1, points, row)
+            total = float(nodes[node]["range_sum"]) + gap + _TINY
+            q = gap / total
+            value[row] = q * weights[MAX_DEPTH - level] + (1.0 - q) * value[row]
+            if shares is not None:
+                shares[lane, level + _STEP - 1], totals[lane, level + _STEP - 1] = q, total
+                tops[lane] = level if gap > 0.0 else tops[lane]
+
+
 _F32, _F64 = ir.FloatType(), ir.DoubleType()
 _I1, _I16, _I32, _I64 = ir.IntType(1), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 _PACKED, _PAIR, _WIDE = ir.VectorType(_F32, LANES), ir.VectorType(_F32, 2 * LANES), ir.VectorType(_F64, LANES)
@@ -237,12 +245,36 @@ _ZEROS = ir.Constant(_WIDE, [0.0] * LANES)
 
 
 class _Rows:
-    """Rows of two-dimensional C-contiguous arrays as pointers; all arrays have the same number of columns."""
+    """Rows of two-dimensional C-contiguous arrays as pointers; all arrays have the same number of columns, which is in
+    `columns` where it is known while the code is made.
+    """
 
     def __init__(self, context, builder, signature, arguments, arrays):
         self.builder = builder
         self.arrays = {i: context.make_array(signature.args[i])(context, builder, arguments[i]) for i in arrays}
         self.width = cgutils.unpack_tuple(builder, self.arrays[arrays[-1]].shape)[-1]
+        self.columns = 0
+
+    def by_width(self, emit):
+        """The value of `emit()`, whose code is made once for each of `_WIDTHS` and once for any number of columns."""
+        builder, width = self.builder, self.width
+        blocks = {columns: builder.append_basic_block(f"columns_{columns}") for columns in (0, *_WIDTHS)}
+        end = builder.append_basic_block("any_columns")
+        switch = builder.switch(width, blocks[0])
+        found = []
+        for columns, block in blocks.items():
+            if columns:
+                switch.add_case(ir.Constant(_I64, columns), block)
+            builder.position_at_end(block)
+            self.columns, self.width = columns, ir.Constant(_I64, columns) if columns else width
+            found.append((emit(), builder.block))
+            builder.branch(end)
+        self.columns, self.width = 0, width
+        builder.position_at_end(end)
+        value = builder.phi(found[0][0].type)
+        for result, block in found:
+            value.add_incoming(result, block)
+        return value
 
     def pointer(self, array, row):
         """Address of the row's first value."""
@@ -324,6 +356,15 @@ class _Rows:
             return builder.bitcast(builder.and_(bits, ir.Constant(bits.type, [2**31 - 1] * kind.count)), kind)
 
         # In float32: twice the lanes, half the conversions.
+        if self.columns:
+            whole = self.columns // (2 * LANES) * (2 * LANES)
+            lanes = []
+            for box in boxes:
+                parts = [distances(box, ir.Constant(_I64, index), _PAIR) for index in range(0, whole, 2 * LANES)]
+                halves = self.halves(functools.reduce(builder.fadd, parts)) if parts else []
+                halves += [distances(box, ir.Constant(_I64, whole), _PACKED)] if whole < self.columns else []
+                lanes.append(self.wide(functools.reduce(builder.fadd, halves)))
+            return self._fold_gaps(boxes, lanes)
         pairs = builder.and_(self.width, ir.Constant(_I64, -2 * LANES))
         sums = [cgutils.alloca_once(builder, _PAIR) for _ in boxes]
         for place in sums:
@@ -337,34 +378,44 @@ class _Rows:
         with builder.if_then(builder.icmp_signed("!=", pairs, self.width)):
             for box, lane in zip(boxes, lanes, strict=True):
                 builder.store(builder.fadd(builder.load(lane), distances(box, pairs, _PACKED)), lane)
-        found = self.totals([self.wide(builder.load(lane)) for lane in lanes])
-        odd = builder.fcmp_unordered(">=", found, ir.Constant(found.type, [math.inf] * len(boxes)))
-        place = cgutils.alloca_once(builder, found.type)
-        builder.store(found, place)
-        bits = builder.bitcast(odd, ir.IntType(len(boxes)))
-        with builder.if_then(builder.icmp_unsigned("!=", bits, ir.Constant(bits.type, 0)), likely=False):
-            self._gaps_in_full(boxes, odd, found, place)
-        return builder.load(place), odd
+        return self._fold_gaps(boxes, [self.wide(builder.load(lane)) for lane in lanes])
 
-    def _gaps_in_full(self, boxes, odd, found, place):
-        """The odd ones in float64, what is missing left out."""
-        builder, number = self.builder, ir.Constant(_I64, len(boxes))
-        pointers = [cgutils.alloca_once(builder, boxes[0][0].type, size=number) for _ in range(3)]
-        for i, box in enumerate(boxes):
-            for place_of, pointer in zip(pointers, box, strict=True):
-                builder.store(pointer, builder.gep(place_of, [ir.Constant(_I64, i)]))
-        total = cgutils.alloca_once(builder, _WIDE)
-        full = cgutils.alloca_once(builder, found.type)
-        with cgutils.for_range(builder, number) as loop:
-            box = [builder.load(builder.gep(place_of, [loop.index])) for place_of in pointers]
-            builder.store(_ZEROS, total)
-            with self.parts() as (index, _):
-                low, high, x = (self.wide(self.load(pointer, index)) for pointer in box)
-                gap = self.larger(self.larger(builder.fsub(low, x), builder.fsub(x, high)), _ZEROS)
-                builder.store(builder.fadd(builder.load(total), gap), total)
-            target = builder.gep(builder.bitcast(full, _F64.as_pointer()), [loop.index])
-            builder.store(self.total(builder.load(total)), target)
-        builder.store(builder.select(odd, builder.load(full), found), place)
+    def _fold_gaps(self, boxes, lanes):
+        """`gaps` from the float64 lanes of each."""
+        builder, found = self.builder, self.totals(lanes)
+        odd = builder.fcmp_unordered(">=", found, ir.Constant(found.type, [math.inf] * len(boxes)))
+        bits = builder.bitcast(odd, ir.IntType(len(boxes)))
+        before = builder.block
+        with builder.if_then(builder.icmp_unsigned("!=", bits, ir.Constant(bits.type, 0)), likely=False):
+            full = found
+            for i, box in enumerate(boxes):
+                full = builder.insert_element(full, builder.call(self._full_gap(), [*box, self.width]), ir.Constant(_I32, i))
+            full, after = builder.select(odd, full, found), builder.block
+        sums = builder.phi(found.type)
+        sums.add_incoming(found, before)
+        sums.add_incoming(full, after)
+        return sums, odd
+
+    def _full_gap(self):
+        """A function that sums one box's gaps in float64, what is missing left out: (low, high, point, columns)."""
+        module, name = self.builder.module, "gap_sum_in_full"
+        if name in module.globals:
+            return module.globals[name]
+        pointer = _F32.as_pointer()
+        function = ir.Function(module, ir.FunctionType(_F64, [pointer, pointer, pointer, _I64]), name)
+        function.linkage = "internal"
+        function.attributes.add("noinline")
+        builder = ir.IRBuilder(function.append_basic_block("entry"))
+        box, columns = function.args[:3], function.args[3]
+        apart = _Rows.__new__(_Rows)
+        apart.builder, apart.width = builder, columns
+        total = cgutils.alloca_once_value(builder, _ZEROS)
+        with apart.parts() as (index, _):
+            low, high, x = (apart.wide(apart.load(place, index)) for place in box)
+            gap = apart.larger(apart.larger(builder.fsub(low, x), builder.fsub(x, high)), _ZEROS)
+            builder.store(builder.fadd(builder.load(total), gap), total)
+        builder.ret(apart.total(builder.load(total)))
+        return function
 
 
 @intrinsic
@@ -494,41 +545,48 @@ def _pick_child_vector(typing_context, nodes, node, points, row):
     return types.int64(nodes, types.int64, points, types.int64), generate
 
 
-def _find_group(group):
+def _find_group(group, with_path):
     """The loop that takes `group` rows at a time down the tree: their loads do not wait for each other."""
 
     @intrinsic
-    def find(typing_context, nodes, node, depth, points, order, first, last, leaves, depths):
+    def find(typing_context, nodes, node, points, first, last, start, leaves, depths, path):
         def generate(context, builder, signature, arguments):
             records = _Records(context, builder, signature, arguments, 0)
-            rows = _Rows(context, builder, signature, arguments, (3,))
-            order, leaves, depths = (
-                context.make_array(signature.args[i])(context, builder, arguments[i]).data for i in (4, 7, 8)
+            rows = _Rows(context, builder, signature, arguments, (2,))
+            leaves, depths, path = (
+                context.make_array(signature.args[i])(context, builder, arguments[i]).data for i in (6, 7, 8)
             )
-            one = ir.Constant(_I64, 1)
-            final = builder.sub(arguments[6], one)
-            with cgutils.for_range_slice(builder, arguments[5], arguments[6], ir.Constant(_I64, group), inc=True) as (k, _):
+            zero, one = ir.Constant(_I64, 0), ir.Constant(_I64, 1)
+            final = builder.sub(arguments[4], one)
+            step = cgutils.alloca_once(builder, _I64)
+            at = [cgutils.alloca_once(builder, _I64) for _ in range(group)]
+            level = [cgutils.alloca_once(builder, _I64) for _ in range(group)]
+            with cgutils.for_range_slice(builder, arguments[3], arguments[4], ir.Constant(_I64, group), inc=True) as (k, _):
                 # Past the last row its like are taken, and what they find is what it finds.
                 places = [builder.add(k, ir.Constant(_I64, i)) for i in range(group)]
                 places = [builder.select(builder.icmp_signed("<", place, final), place, final) for place in places]
-                points = [rows.pointer(3, builder.sext(builder.load(builder.gep(order, [place])), _I64)) for place in places]
-                at = [cgutils.alloca_once_value(builder, arguments[1]) for _ in range(group)]
-                level = [cgutils.alloca_once_value(builder, arguments[2]) for _ in range(group)]
+                points = [rows.pointer(2, place) for place in places]
+                here = builder.gep(path, [builder.add(builder.sub(k, arguments[5]), ir.Constant(_I64, (_STEP - 1) * _BATCH))])
+                lanes = [builder.gep(here, [ir.Constant(_I64, i)]) for i in range(group)]
                 for i in range(group):
                     builder.store(arguments[1], at[i])
-                    builder.store(arguments[2], level[i])
+                    builder.store(zero, level[i])
+                builder.store(zero, step)
                 head, end = builder.append_basic_block("level"), builder.append_basic_block("leaves")
                 more = builder.icmp_signed("<", arguments[1], records.first_leaf)
                 builder.cbranch(more, head, end)
                 builder.position_at_end(head)
-                more = ir.Constant(_I1, 0)
+                more, offset = ir.Constant(_I1, 0), builder.load(step)
                 for i in range(group):
                     current = builder.load(at[i])
+                    if with_path:
+                        builder.store(builder.trunc(current, _I32), builder.gep(lanes[i], [offset]))
                     inner = builder.icmp_signed("<", current, records.first_leaf)
                     found = builder.select(inner, records.child(current, points[i]), current)
                     builder.store(found, at[i])
                     builder.store(builder.add(builder.load(level[i]), builder.zext(inner, _I64)), level[i])
                     more = builder.or_(more, builder.icmp_signed("<", found, records.first_leaf))
+                builder.store(builder.add(offset, ir.Constant(_I64, _BATCH)), step)
                 builder.cbranch(more, head, end)
                 builder.position_at_end(end)
                 for i in range(group):
@@ -537,12 +595,12 @@ def _find_group(group):
             return context.get_dummy_value()
 
         whole = types.int64
-        return types.void(nodes, whole, whole, points, order, whole, whole, leaves, depths), generate
+        return types.void(nodes, whole, points, whole, whole, whole, leaves, depths, path), generate
 
     return find
 
 
-_find_few_vector, _find_many_vector = _find_group(4), _find_group(12)
+_find_few_vector, _find_many_vector, _find_leaves_vector = _find_group(4, True), _find_group(12, True), _find_group(12, False)
 
 
 @intrinsic
@@ -580,27 +638,43 @@ def _add_path_vector(typing_context, corners, points, row, path, weights, first,
     def generate(context, builder, signature, arguments):
         rows = _Rows(context, builder, signature, arguments, (0, 1, 9))
         point, sums_high = rows.pointer(1, arguments[2]), rows.pointer(9, arguments[10])
-        sums_low = builder.gep(sums_high, [rows.width])
         path, weights = (context.make_array(signature.args[i])(context, builder, arguments[i]).data for i in (3, 4))
-        high, low = cgutils.alloca_once(builder, _WIDE), cgutils.alloca_once(builder, _WIDE)
         one = ir.Constant(_I64, 1)
         leaf_point, leaf_weight = rows.pointer(0, arguments[7]), rows.spread(arguments[8])
-        with rows.parts() as (index, _):
-            x = rows.wide(rows.load(point, index))
-            known = rows.wide(rows.load(leaf_point, index))
-            builder.store(builder.fmul(leaf_weight, rows.larger(builder.fsub(x, known), _ZEROS)), high)
-            builder.store(builder.fmul(leaf_weight, rows.larger(builder.fsub(known, x), _ZEROS)), low)
+        several = max(_WIDTHS) // LANES
+        highs, lows = ([cgutils.alloca_once(builder, _WIDE) for _ in range(several)] for _ in range(2))
+
+        def add_columns(indices):
+            # Several groups of columns side by side: sums stay in registers.
+            values = [rows.wide(rows.load(point, index)) for index in indices]
+            for index, x, high, low in zip(indices, values, highs, lows, strict=False):
+                known = rows.wide(rows.load(leaf_point, index))
+                builder.store(builder.fmul(leaf_weight, rows.larger(builder.fsub(x, known), _ZEROS)), high)
+                builder.store(builder.fmul(leaf_weight, rows.larger(builder.fsub(known, x), _ZEROS)), low)
             with cgutils.for_range_slice(builder, arguments[5], arguments[6], one, inc=True) as (level, _):
                 node = builder.sext(builder.load(builder.gep(path, [level])), _I64)
                 box_low = rows.pointer(0, builder.shl(node, one))
                 box_high = builder.gep(box_low, [rows.width])
                 weight = rows.spread(builder.load(builder.gep(weights, [level])))
-                above = builder.fsub(x, rows.wide(rows.load(box_high, index)))
-                below = builder.fsub(rows.wide(rows.load(box_low, index)), x)
-                for total, gap in ((high, above), (low, below)):
-                    builder.store(builder.fadd(builder.load(total), builder.fmul(weight, rows.larger(gap, _ZEROS))), total)
-            for pointer, total in ((sums_high, high), (sums_low, low)):
-                rows.store(builder.fadd(rows.load(pointer, index, _WIDE, 8), builder.load(total)), pointer, index, 8)
+                for index, x, high, low in zip(indices, values, highs, lows, strict=False):
+                    above = builder.fsub(x, rows.wide(rows.load(box_high, index)))
+                    below = builder.fsub(rows.wide(rows.load(box_low, index)), x)
+                    for total, gap in ((high, above), (low, below)):
+                        part = builder.fmul(weight, rows.larger(gap, _ZEROS))
+                        builder.store(builder.fadd(builder.load(total), part), total)
+            for index, high, low in zip(indices, highs, lows, strict=False):
+                for pointer, total in ((sums_high, high), (builder.gep(sums_high, [rows.width]), low)):
+                    rows.store(builder.fadd(rows.load(pointer, index, _WIDE, 8), builder.load(total)), pointer, index, 8)
+
+        def add():
+            if rows.columns:
+                add_columns([ir.Constant(_I64, index) for index in range(0, rows.columns, LANES)])
+            else:
+                with rows.parts() as (index, _):
+                    add_columns([index])
+            return ir.Constant(_I64, 0)
+
+        rows.by_width(add)
         return context.get_dummy_value()
 
     whole = types.int64
@@ -622,105 +696,112 @@ def _touch_vector(typing_context, array):
     return types.int64(array), generate
 
 
-_CLIMBERS = 4  # rows that climb side by side; more are no faster, because all go on until the last one is done
-
-
 def _climb_group(recorded):
-    """The loop that takes rows up the tree, some at a time. `recorded`: also q, R + E and nodes of every step."""
+    """The loop that takes rows up the tree, _STEP boxes at a time. Those are asked side by side, so that nothing waits for
+    anything but the value itself; what lies above the root, or above a box that holds the row, leaves the value as it is.
+    """
 
-    @intrinsic
-    def climb(typing_context, nodes, corners, points, order, first, last, leaves, depths, value, steps, path, shares, totals):
-        def generate(context, builder, signature, arguments):
-            records = _Records(context, builder, signature, arguments, 0)
-            rows = _Rows(context, builder, signature, arguments, (1, 2))
-            order, leaves, depths, value, steps, path, shares, totals = (
-                context.make_array(signature.args[i])(context, builder, arguments[i]).data for i in (3, 6, 7, 8, 9, 10, 11, 12)
-            )
-            lanes, zero, one = range(_CLIMBERS), ir.Constant(_I64, 0), ir.Constant(_I64, 1)
-            numbers, flags = ir.VectorType(_F64, _CLIMBERS), ir.IntType(_CLIMBERS)
-            wholes = ir.VectorType(_I64, _CLIMBERS)
+    def make(context, builder, signature, arguments):
+        records = _Records(context, builder, signature, arguments, 0)
+        rows = _Rows(context, builder, signature, arguments, (1, 2))
+        path, climbers, weights, value = (
+            context.make_array(signature.args[i])(context, builder, arguments[i]).data for i in (5, 6, 7, 8)
+        )
+        zero, one, step = (ir.Constant(_I64, number) for number in (0, 1, _STEP))
+        numbers, wholes = ir.VectorType(_F64, _STEP), ir.VectorType(_I64, _STEP)
+        counted, kept = (cgutils.alloca_once(builder, _I64) for _ in range(2))
 
-            def constant(number):
-                return ir.Constant(numbers, [number] * _CLIMBERS)
+        def constant(number):
+            return ir.Constant(numbers, [number] * _STEP)
 
-            def gather(values):
-                made = ir.Constant(ir.VectorType(values[0].type, _CLIMBERS), ir.Undefined)
-                for i, each in enumerate(values):
-                    made = builder.insert_element(made, each, ir.Constant(_I32, i))
-                return made
+        def gather(values):
+            made = ir.Constant(ir.VectorType(values[0].type, _STEP), ir.Undefined)
+            for i, each in enumerate(values):
+                made = builder.insert_element(made, each, ir.Constant(_I32, i))
+            return made
 
-            final = builder.sub(arguments[5], one)
-            at = [cgutils.alloca_once(builder, _I64) for _ in lanes]
-            level, current = cgutils.alloca_once(builder, numbers), cgutils.alloca_once(builder, numbers)
-            taken, step = cgutils.alloca_once(builder, wholes), cgutils.alloca_once(builder, _I64)
-            with cgutils.for_range_slice(builder, arguments[4], arguments[5], ir.Constant(_I64, _CLIMBERS), inc=True) as (k, _):
-                places = [builder.add(k, ir.Constant(_I64, i)) for i in lanes]
-                places = [builder.select(builder.icmp_signed("<", place, final), place, final) for place in places]
-                numbers_of_rows = [builder.sext(builder.load(builder.gep(order, [place])), _I64) for place in places]
-                row_points = [rows.pointer(2, row) for row in numbers_of_rows]
-                starts = [builder.sext(builder.load(builder.gep(leaves, [place])), _I64) for place in places]
-                for start, place in zip(starts, at, strict=True):
-                    builder.store(builder.sext(records.field(start, "parent", _I16), _I64), place)
-                depth = [builder.sitofp(builder.load(builder.gep(depths, [place])), _F64) for place in places]
-                builder.store(gather(depth), level)
-                builder.store(gather([builder.load(builder.gep(value, [row])) for row in numbers_of_rows]), current)
-                builder.store(ir.Constant(wholes, [0] * _CLIMBERS), taken)
-                builder.store(zero, step)
-                head, end = builder.append_basic_block("up"), builder.append_basic_block("done")
-                builder.branch(head)
+        def climb():
+            builder.store(arguments[4], counted)
+            head, end = builder.append_basic_block("up"), builder.append_basic_block("done")
+            builder.cbranch(builder.icmp_signed(">", arguments[4], zero), head, end)
+            builder.position_at_end(head)
+            builder.store(zero, kept)
+            with cgutils.for_range_slice(builder, zero, builder.load(counted), one, inc=True) as (i, _):
+                pair = builder.gep(climbers, [builder.shl(i, one)])
+                lane, level = builder.load(pair), builder.load(builder.gep(pair, [one]))
+                goes_on = builder.zext(take_step(lane, level), _I64)
+                place = builder.load(kept)
+                pair = builder.gep(climbers, [builder.shl(place, one)])
+                builder.store(lane, pair)
+                builder.store(builder.sub(level, step), builder.gep(pair, [one]))
+                builder.store(builder.add(place, goes_on), kept)
+            builder.store(builder.load(kept), counted)
+            builder.cbranch(builder.icmp_signed(">", builder.load(kept), zero), head, end)
+            builder.position_at_end(end)
+            return zero
 
-                builder.position_at_end(head)
-                nodes = [builder.load(place) for place in at]
-                there = builder.icmp_signed(">=", gather(nodes), ir.Constant(wholes, [0] * _CLIMBERS))
-                # Whoever is past the root stays there, and nothing that it meets counts.
-                real = [builder.select(builder.icmp_signed(">=", node, zero), node, zero) for node in nodes]
-                lows = [rows.pointer(1, builder.shl(node, one)) for node in real]
-                gap, odd = rows.gaps(
-                    [(low, builder.gep(low, [rows.width]), point) for low, point in zip(lows, row_points, strict=True)]
-                )
-                gap = builder.select(there, gap, constant(0.0))
-                range_sum = gather([records.field(node, "range_sum", _F64) for node in real])
-                for node, known, place in zip(real, nodes, at, strict=True):
-                    up = builder.sext(records.field(node, "parent", _I16), _I64)
-                    builder.store(builder.select(builder.icmp_signed(">=", known, zero), up, ir.Constant(_I64, NONE)), place)
-                here = builder.fsub(builder.load(level), builder.select(there, constant(1.0), constant(0.0)))
-                builder.store(here, level)
-                total = builder.fadd(builder.fadd(range_sum, gap), constant(_TINY))
-                q = builder.fdiv(gap, total)
-                weight = builder.fdiv(constant(1.0), builder.fadd(here, constant(1.0)))
-                kept = builder.fmul(builder.fsub(constant(1.0), q), builder.load(current))
-                builder.store(builder.fadd(builder.fmul(q, weight), kept), current)
-                goes_on = builder.and_(there, builder.or_(odd, builder.fcmp_ordered(">", gap, constant(0.0))))
-                if recorded:
-                    builder.store(builder.add(builder.load(taken), builder.zext(goes_on, wholes)), taken)
-                    offset = builder.mul(builder.load(step), ir.Constant(_I64, _CLIMBERS))
-                    for vector, target in ((q, shares), (total, totals)):
-                        address = builder.bitcast(builder.gep(target, [offset]), numbers.as_pointer())
-                        builder.store(vector, address).align = 8
-                    for i, node in enumerate(real):
-                        target = builder.gep(path, [builder.add(offset, ir.Constant(_I64, i))])
-                        builder.store(builder.trunc(node, _I32), target)
-                    builder.store(builder.add(builder.load(step), one), step)
-                bits = builder.bitcast(goes_on, flags)
-                builder.cbranch(builder.icmp_unsigned("!=", bits, ir.Constant(flags, 0)), head, end)
+        def take_step(lane, level):
+            # Levels above the root are in the path too, as any node: they count for nothing.
+            entry = builder.gep(path, [builder.add(builder.mul(level, ir.Constant(_I64, _BATCH)), lane)])
+            places = [builder.gep(entry, [ir.Constant(_I64, (_STEP - 1 - i) * _BATCH)]) for i in range(_STEP)]
+            met = [builder.sext(builder.load(place), _I64) for place in places]
+            there = builder.icmp_signed(">=", rows.spread(level, _STEP), ir.Constant(wholes, list(range(_STEP))))
+            row = builder.add(arguments[3], lane)
+            lows, point = [rows.pointer(1, builder.shl(node, one)) for node in met], rows.pointer(2, row)
+            gap, odd = rows.gaps([(low, builder.gep(low, [rows.width]), point) for low in lows])
+            gap = builder.select(there, gap, constant(0.0))
+            range_sum = gather([records.field(node, "range_sum", _F64) for node in met])
+            total = builder.fadd(builder.fadd(range_sum, gap), constant(_TINY))
+            q = builder.fdiv(gap, total)
+            weight = rows.load(weights, builder.sub(ir.Constant(_I64, MAX_DEPTH), level), numbers, 8)
+            gained, rest = builder.fmul(q, weight), builder.fsub(constant(1.0), q)
+            place = builder.gep(value, [row])
+            current = builder.load(place)
+            for i in range(_STEP):
+                share, left = (builder.extract_element(each, ir.Constant(_I32, i)) for each in (gained, rest))
+                current = builder.fadd(share, builder.fmul(left, current))
+            builder.store(current, place)
+            outside = builder.fcmp_ordered(">", gap, constant(0.0))
+            if recorded:
+                keep_record(lane, level, q, total, outside)
+            flags = builder.bitcast(builder.or_(outside, odd), ir.IntType(_STEP))
+            not_held = builder.icmp_unsigned(">=", flags, ir.Constant(flags.type, 2 ** (_STEP - 1)))
+            return builder.and_(not_held, builder.icmp_signed(">=", level, step))
 
-                builder.position_at_end(end)
-                for i, row in enumerate(numbers_of_rows):
-                    found = builder.extract_element(builder.load(current), ir.Constant(_I32, i))
-                    builder.store(found, builder.gep(value, [row]))
-                    if recorded:
-                        count = builder.extract_element(builder.load(taken), ir.Constant(_I32, i))
-                        builder.store(builder.trunc(count, _I32), builder.gep(steps, [ir.Constant(_I64, i)]))
-            return context.get_dummy_value()
+        def keep_record(lane, level, q, total, outside):
+            tables = [context.make_array(signature.args[i])(context, builder, arguments[i]) for i in (9, 10)]
+            backwards = ir.Constant(ir.VectorType(_I32, _STEP), list(range(_STEP))[::-1])
+            for table, numbers_met in zip(tables, (q, total), strict=True):
+                width = cgutils.unpack_tuple(builder, table.shape)[1]
+                in_order = builder.shuffle_vector(numbers_met, numbers_met, backwards)
+                rows.store(in_order, table.data, builder.add(builder.mul(lane, width), level), 8)
+            # The highest box that does not hold the row.
+            bits = builder.zext(builder.bitcast(outside, ir.IntType(_STEP)), _I64)
+            place = builder.gep(context.make_array(signature.args[11])(context, builder, arguments[11]).data, [lane])
+            distance = builder.sub(ir.Constant(_I64, 63), builder.ctlz(bits, ir.Constant(_I1, 0)))
+            highest = builder.trunc(builder.sub(level, distance), _I32)
+            some = builder.icmp_unsigned("!=", bits, zero)
+            builder.store(builder.select(some, highest, builder.load(place)), place)
 
-        whole = types.int64
-        given = nodes, corners, points, order, whole, whole, leaves, depths, value, steps, path, shares, totals
-        return types.void(*given), generate
+        rows.by_width(climb)
+        return context.get_dummy_value()
 
-    return climb
+    return make
 
 
-_climb_vector, _climb_recorded_vector = _climb_group(False), _climb_group(True)
+@intrinsic
+def _climb_vector(typing_context, nodes, corners, points, first, count, path, climbers, weights, value):
+    whole = types.int64
+    return types.void(nodes, corners, points, whole, whole, path, climbers, weights, value), _climb_group(False)
+
+
+@intrinsic
+def _climb_recorded_vector(
+    typing_context, nodes, corners, points, first, count, path, climbers, weights, value, shares, totals, tops
+):
+    whole = types.int64
+    given = nodes, corners, points, whole, whole, path, climbers, weights, value, shares, totals, tops
+    return types.void(*given), _climb_group(True)
 
 
 @intrinsic
@@ -736,40 +817,44 @@ def _join_rows_vector(
         lanes, one = range(LANES), ir.Constant(_I64, 1)
         nowhere = builder.sub(value_shape[0], one)
         low = rows.pointer(0, arguments[1])
-        high = builder.gep(low, [rows.width])
         final, group = builder.sub(arguments[7], one), ir.Constant(_I64, LANES)
         range_sums, weights, leasts = (rows.spread(arguments[i]) for i in (8, 9, 10))
         tiny, ones = (ir.Constant(_WIDE, [number] * LANES) for number in (_TINY, 1.0))
         place, found = cgutils.alloca_once(builder, _I64), cgutils.alloca_once(builder, _WIDE)
         builder.store(arguments[5], place)
-        with cgutils.for_range_slice(builder, arguments[6], arguments[7], group, inc=True) as (k, _):
-            places = [builder.add(k, ir.Constant(_I64, i)) for i in lanes]
-            there = [builder.icmp_signed("<", each, arguments[7]) for each in places]
-            numbers = [
-                builder.load(builder.gep(order, [builder.select(is_there, each, final)]))
-                for is_there, each in zip(there, places, strict=True)
-            ]
-            wide_numbers = [builder.sext(row, _I64) for row in numbers]
-            gap, _ = rows.gaps([(low, high, rows.pointer(2, row)) for row in wide_numbers])
-            q = builder.fdiv(gap, builder.fadd(builder.fadd(range_sums, gap), tiny))
-            kept = builder.fmul(builder.fsub(ones, q), rows.load(values, k, _WIDE, 8))
-            builder.store(builder.fadd(builder.fmul(q, weights), kept), found)
-            flags = builder.zext(builder.bitcast(builder.fcmp_ordered(">", gap, leasts), ir.IntType(LANES)), _I64)
-            left = builder.sub(arguments[7], k)
-            partly = builder.sub(builder.shl(one, left), one)
-            mask = builder.select(builder.icmp_signed("<", left, group), partly, ir.Constant(_I64, 2**LANES - 1))
-            flags = builder.and_(flags, mask)
-            target = builder.load(place)
-            results = builder.bitcast(found, _F64.as_pointer())
-            for i in lanes:
-                result = builder.load(builder.gep(results, [ir.Constant(_I64, i)]))
-                builder.store(numbers[i], builder.gep(order, [target]))
-                builder.store(result, builder.gep(values, [target]))
-                builder.store(result, builder.gep(value, [builder.select(there[i], wide_numbers[i], nowhere)]))
-                flag = builder.and_(builder.lshr(flags, ir.Constant(_I64, i)), one)
-                target = builder.add(target, flag)
-            builder.store(target, place)
-        return builder.load(place)
+
+        def join():
+            with cgutils.for_range_slice(builder, arguments[6], arguments[7], group, inc=True) as (k, _):
+                places = [builder.add(k, ir.Constant(_I64, i)) for i in lanes]
+                there = [builder.icmp_signed("<", each, arguments[7]) for each in places]
+                numbers = [
+                    builder.load(builder.gep(order, [builder.select(is_there, each, final)]))
+                    for is_there, each in zip(there, places, strict=True)
+                ]
+                wide_numbers = [builder.sext(row, _I64) for row in numbers]
+                high = builder.gep(low, [rows.width])
+                gap, _ = rows.gaps([(low, high, rows.pointer(2, row)) for row in wide_numbers])
+                q = builder.fdiv(gap, builder.fadd(builder.fadd(range_sums, gap), tiny))
+                kept = builder.fmul(builder.fsub(ones, q), rows.load(values, k, _WIDE, 8))
+                builder.store(builder.fadd(builder.fmul(q, weights), kept), found)
+                flags = builder.zext(builder.bitcast(builder.fcmp_ordered(">", gap, leasts), ir.IntType(LANES)), _I64)
+                left = builder.sub(arguments[7], k)
+                partly = builder.sub(builder.shl(one, left), one)
+                mask = builder.select(builder.icmp_signed("<", left, group), partly, ir.Constant(_I64, 2**LANES - 1))
+                flags = builder.and_(flags, mask)
+                target = builder.load(place)
+                results = builder.bitcast(found, _F64.as_pointer())
+                for i in lanes:
+                    result = builder.load(builder.gep(results, [ir.Constant(_I64, i)]))
+                    builder.store(numbers[i], builder.gep(order, [target]))
+                    builder.store(result, builder.gep(values, [target]))
+                    builder.store(result, builder.gep(value, [builder.select(there[i], wide_numbers[i], nowhere)]))
+                    flag = builder.and_(builder.lshr(flags, ir.Constant(_I64, i)), one)
+                    target = builder.add(target, flag)
+                builder.store(target, place)
+            return builder.load(place)
+
+        return rows.by_width(join)
 
     whole, number = types.int64, types.float64
     given = corners, whole, points, order, values, whole, whole, whole, number, number, number, value
@@ -778,7 +863,8 @@ def _join_rows_vector(
 
 if config.DISABLE_JIT:  # type: ignore[attr-defined]
     gap_sum, add_gaps, widen, join, pick_child = _gap_sum_plain, _add_gaps_plain, _widen_plain, _join_plain, _pick_child_plain
-    is_apart, is_whole, find_few, find_many = _is_apart_plain, _is_whole_plain, _find_group_plain, _find_group_plain
+    is_apart, is_whole = _is_apart_plain, _is_whole_plain
+    find_few, find_many, find_leaves = _find_group_plain, _find_group_plain, _find_leaves_plain
     add_path, climb, climb_recorded, join_rows = _add_path_plain, _climb_plain, _climb_plain, _join_rows_plain
 
     def touch(array):
@@ -833,16 +919,21 @@ else:
         return _is_whole_vector(corners, row)
 
     @_inlined
-    def find_few(nodes, node, depth, points, order, first, last, leaves, depths):
-        """leaves[k], depths[k] (int32) of the rows order[k] (int32), first <= k < last, below `node`; rows without a missing
-        value. Output modified in place.
+    def find_few(nodes, node, points, first, last, start, leaves, depths, path):
+        """leaves[k], depths[k] (int32) of the rows first..last-1 below the root `node`, and the internal nodes on the way in
+        path[_STEP - 1 :, k - start]; rows without a missing value. Output modified in place.
         """
-        _find_few_vector(nodes, node, depth, points, order, first, last, leaves, depths)
+        _find_few_vector(nodes, node, points, first, last, start, leaves, depths, path)
 
     @_inlined
-    def find_many(nodes, node, depth, points, order, first, last, leaves, depths):
+    def find_many(nodes, node, points, first, last, start, leaves, depths, path):
         """`find_few`, faster from some five rows on."""
-        _find_many_vector(nodes, node, depth, points, order, first, last, leaves, depths)
+        _find_many_vector(nodes, node, points, first, last, start, leaves, depths, path)
+
+    @_inlined
+    def find_leaves(nodes, node, points, first, last, start, leaves, depths, path):
+        """`find_many` without paths."""
+        _find_leaves_vector(nodes, node, points, first, last, start, leaves, depths, path)
 
     @_inlined
     def add_path(corners, points, row, path, weights, first, last, leaf, leaf_weight, sums, at):
@@ -859,18 +950,19 @@ else:
         return _touch_vector(array)
 
     @_uncounted
-    def climb(nodes, corners, points, order, first, last, leaves, depths, value, steps, path, shares, totals):
-        """value[row] from that of the row's leaf to that of the root, for the rows order[first:last] with leaves[k], depths[k].
-        The last four arguments stand for those of `climb_recorded`. Modified in place.
+    def climb(nodes, corners, points, first, count, path, climbers, weights, value):
+        """value[first + lane] from that of the row's leaf to that of the root, for the `count` pairs of lane and lowest level
+        in `climbers` (int64), with paths as `find_few` leaves them; `weights` is _DOWNWARDS. Some boxes of each row, then some
+        more of each that is not held by the last one: no branch depends on a single row. Modified in place.
         """
-        _climb_vector(nodes, corners, points, order, first, last, leaves, depths, value, steps, path, shares, totals)
+        _climb_vector(nodes, corners, points, first, count, path, climbers, weights, value)
 
     @_uncounted
-    def climb_recorded(nodes, corners, points, order, first, last, leaves, depths, value, steps, path, shares, totals):
-        """`climb` for at most CLIMBERS rows that says what it met: steps[k - first] boxes do not hold row k; box j on its way
-        up is that of node path[j, k - first], with q in `shares` and R + E in `totals`.
+    def climb_recorded(nodes, corners, points, first, count, path, climbers, weights, value, shares, totals, tops):
+        """`climb` that keeps what it met: q and R + E of level l in shares and totals[lane, l + _STEP - 1], in tops[lane] the
+        highest level, if any, whose box does not hold the row.
         """
-        _climb_recorded_vector(nodes, corners, points, order, first, last, leaves, depths, value, steps, path, shares, totals)
+        _climb_recorded_vector(nodes, corners, points, first, count, path, climbers, weights, value, shares, totals, tops)
 
     @_uncounted
     def join_rows(corners, low, points, order, values, target, first, last, range_sum, weight, least, value):
@@ -1255,12 +1347,13 @@ def _leaf_term(depth, gap, leaf_mass, total_mass):
 @_compiled
 def make_scratch(rows, nodes):
     """Arrays that the functions below work in, for so many rows and nodes of a tree: `work`."""
-    order, leaves, depths = np.zeros(rows, np.int32), np.zeros(rows, np.int32), np.zeros(rows, np.int32)
-    lists, values = np.zeros(rows + nodes + LANES, np.int32), np.zeros(rows + nodes + LANES)
+    leaves, depths = np.zeros(rows, np.int32), np.zeros(rows, np.int32)
+    path, climbers = np.empty((nodes // 2 + _STEP, _BATCH), np.int32), np.zeros((_BATCH, 2), np.int64)
+    path[: _STEP - 1] = 0
+    many = rows if rows >= _MANY_ROWS else 0
+    lists, values = np.zeros(many + nodes + LANES, np.int32), np.zeros(many + nodes + LANES)
     begins, stack, sequence = np.zeros(nodes, np.int32), np.zeros((nodes + 1, 2), np.int32), np.zeros((nodes, 2), np.int32)
-    steps, path = np.zeros(_CLIMBERS, np.int32), np.zeros((nodes, _CLIMBERS), np.int32)
-    shares, totals = np.zeros((nodes, _CLIMBERS)), np.zeros((nodes, _CLIMBERS))
-    return (order, leaves, depths), (lists, values, begins, stack, sequence), (steps, path, shares, totals)
+    return (leaves, depths, path, climbers), (lists, values, begins, stack, sequence)
 
 
 @_uncounted
@@ -1274,16 +1367,22 @@ def _find_leaf(nodes, points, row, node):
 
 
 @_uncounted
-def _find_leaves(nodes, points, root, order, first, last, holes, any_holes, leaves, depths):
-    """leaves[k], depths[k] for the rows order[k], first <= k < last, whatever is missing in them. Output modified in place."""
+def _find_leaves(nodes, points, root, first, last, holes, any_holes, leaves, depths, path):
+    """leaves[k], depths[k] and path[:, k - first] for first <= k < last <= first + _BATCH, whatever is missing in the rows.
+    Output modified in place.
+    """
     if last - first > 4:
-        find_many(nodes, root, 0, points, order, first, last, leaves, depths)
+        find_many(nodes, root, points, first, last, first, leaves, depths, path)
     else:
-        find_few(nodes, root, 0, points, order, first, last, leaves, depths)
+        find_few(nodes, root, points, first, last, first, leaves, depths, path)
     if any_holes:
         for k in range(first, last):
-            if holes[order[k]]:
-                leaves[k], depths[k] = _find_leaf(nodes, points, int(order[k]), root)
+            if holes[k]:
+                node, depth = root, 0
+                while node < nodes.shape[0] // 2:
+                    path[depth + _STEP - 1, k - first] = node
+                    node, depth = _child(nodes, node, points, k), depth + 1
+                leaves[k], depths[k] = node, depth
 
 
 @_uncounted
@@ -1292,6 +1391,29 @@ def _leaf_value(nodes, corners, points, row, leaf, depth, total_mass):
     if is_apart(corners, leaf + nodes.shape[0] // 2, points, row):
         return _INVERSE[np.uint64(depth)]
     return _leaf_term(depth, 0.0, nodes[np.uint64(leaf)]["mass"], total_mass)
+
+
+@_uncounted
+def _list_climbers(first, last, depths, climbers):
+    """Rows that have boxes above their leaf: (lane, level of the lowest) in `climbers`, their number returned."""
+    count = 0
+    for k in range(first, last):
+        depth = int(depths[np.uint64(k)])
+        climbers[np.uint64(count), 0], climbers[np.uint64(count), 1] = k - first, depth - 1
+        count += int(depth > 0)
+    return count
+
+
+@_uncounted
+def _start_climb(nodes, corners, points, root, first, last, holes, any_holes, places, mass, value):
+    """Take at most _BATCH rows to their leaves: value[j] becomes that of the leaf. Returns how many have boxes to climb."""
+    leaves, depths, path, climbers = places
+    _find_leaves(nodes, points, root, first, last, holes, any_holes, leaves, depths, path)
+    count = _list_climbers(first, last, depths, climbers)
+    for j in range(first, last):
+        i = np.uint64(j)
+        value[i] = _leaf_value(nodes, corners, points, j, int(leaves[i]), int(depths[i]), mass)
+    return count
 
 
 @_uncounted
@@ -1374,47 +1496,6 @@ def _score_many(nodes, corners, points, root, first, last, leaves, mass, listing
 
 
 @_uncounted
-def score_run(tree, nodes, corners, points, first, last, holes, any_holes, work, value):
-    """value[j] = score of row j in one tree, for first <= j < last; in [0, log2(1 + mass)]. Output modified in place.
-
-    The score is the expected inverse depth times log2(1 + mass of the tree). Rows go down the tree a dozen at a time, and come
-    up four at a time, or box by box if they are many. `holes[j]` says whether row j has a missing value, `any_holes` whether
-    any has. `value` has one entry more than rows, `work` is of `make_scratch`.
-    """
-    root = int(tree["root"])
-    if root == NONE or first >= last:
-        for j in range(first, last):
-            value[j] = 0.0
-        return
-    (order, leaves, depths), listing, record = work
-    steps, path, shares, totals = record
-    for j in range(first, last):
-        order[np.uint64(j)] = j
-    mass = int(nodes[root]["mass"])
-    _find_leaves(nodes, points, root, order, first, last, holes, any_holes, leaves, depths)
-    if last - first >= _MANY_ROWS:
-        _score_many(nodes, corners, points, root, first, last, leaves, mass, listing, value)
-    else:
-        for j in range(first, last):
-            i = np.uint64(j)
-            value[i] = _leaf_value(nodes, corners, points, j, int(leaves[i]), int(depths[i]), mass)
-        climb(nodes, corners, points, order, first, last, leaves, depths, value, steps, path, shares, totals)
-    scale = math.log2(1.0 + mass)
-    for j in range(first, last):
-        value[np.uint64(j)] *= scale
-
-
-@_compiled
-def _find_holes(points):
-    """Whether a row has a missing value, shape (n,), bool."""
-    holes = np.zeros(points.shape[0], np.bool_)
-    for j in range(points.shape[0]):
-        for i in range(points.shape[1]):
-            holes[j] |= points[j, i] != points[j, i]
-    return holes
-
-
-@_uncounted
 def score_point(tree, nodes, corners, points, row):
     """`score_run` of one row."""
     root = int(tree["root"])
@@ -1433,6 +1514,53 @@ def score_point(tree, nodes, corners, points, row):
         value = q * _INVERSE[depth] + (1.0 - q) * value
         node = int(nodes[node]["parent"])
     return value * math.log2(1.0 + mass)
+
+
+@_uncounted
+def score_run(tree, nodes, corners, points, first, last, holes, any_holes, work, value):
+    """value[j] = score of row j in one tree, for first <= j < last; in [0, log2(1 + mass)]. Output modified in place.
+
+    The score is the expected inverse depth times log2(1 + mass of the tree). `holes[j]` says whether row j has a missing value,
+    `any_holes` whether any has. `work` is of `make_scratch`.
+    One or two rows come up by themselves, several some boxes at a time, many box by box.
+    """
+    root = int(tree["root"])
+    if root == NONE:
+        for j in range(first, last):
+            value[j] = 0.0
+        return
+    if last - first <= 2:
+        for j in range(first, last):
+            value[j] = score_point(tree, nodes, corners, points, j)
+        return
+    places, listing = work
+    leaves, depths, path, climbers = places
+    mass = int(nodes[root]["mass"])
+    if last - first >= _MANY_ROWS:
+        find_leaves(nodes, root, points, first, last, first, leaves, depths, path)
+        if any_holes:
+            for j in range(first, last):
+                if holes[j]:
+                    leaves[j], depths[j] = _find_leaf(nodes, points, j, root)
+        _score_many(nodes, corners, points, root, first, last, leaves, mass, listing, value)
+    else:
+        for start in range(first, last, _BATCH):
+            end = min(start + _BATCH, last)
+            count = _start_climb(nodes, corners, points, root, start, end, holes, any_holes, places, mass, value)
+            climb(nodes, corners, points, start, count, path, climbers, _DOWNWARDS, value)
+    scale = math.log2(1.0 + mass)
+    for j in range(first, last):
+        value[np.uint64(j)] *= scale
+
+
+@_compiled
+def _find_holes(points):
+    """Whether a row has a missing value, shape (n,), bool."""
+    holes = np.zeros(points.shape[0], np.bool_)
+    for j in range(points.shape[0]):
+        for i in range(points.shape[1]):
+            holes[j] |= points[j, i] != points[j, i]
+    return holes
 
 
 @_uncounted
@@ -1543,7 +1671,7 @@ def _explain_seen(nodes, corners, points, row, leaf, columns, amount, sums, at, 
         sums[at + 1, i] += vector[1, i] * (amount / total)
 
 
-@_uncounted
+@_inlined
 def explain_point(nodes, corners, points, row, lane, leaf, depth, scale, mass, columns, record, sums, at, shadow, vector):
     """Add the tree's score of the point to `sums`, rows `at` (high) and `at` + 1 (low), float64, by coordinate. Modified in
     place.
@@ -1551,15 +1679,15 @@ def explain_point(nodes, corners, points, row, lane, leaf, depth, scale, mass, c
     Each term of the score is split over the coordinates in proportion to their gaps. `leaf` at `depth` is the one that the
     point leads to, `record` what `climb_recorded` met on its way, in place `lane`; `mass` the tree's, `scale` log2(1 + mass).
     """
-    steps, path, shares, totals, nodes_met, weights = record
-    alive, unseen = scale, False
-    count = int(steps[lane])
+    path, shares, totals, tops, nodes_met, weights = record
+    alive, count = scale, depth - int(tops[lane])
+    unseen = count > 0
     for step in range(count - 1, -1, -1):
-        q = shares[step, lane]
-        unseen |= q > 0.0
-        nodes_met[step] = path[step, lane]
-        weights[step] = alive * _INVERSE[np.uint64(depth - 1 - step)] / totals[step, lane]
-        alive *= 1.0 - q
+        level = np.uint64(depth - 1 - step)
+        place = level + np.uint64(_STEP - 1)
+        nodes_met[step] = path[place, lane]
+        weights[step] = alive * _INVERSE[level] / totals[lane, place]
+        alive *= 1.0 - shares[lane, place]
     first_leaf = nodes.shape[0] // 2
     gap = 0.0
     if is_apart(corners, leaf + first_leaf, points, row):
@@ -1791,9 +1919,12 @@ def explain_rows(trees, nodes, corners, points, columns, attributions, scores, f
     shadow, vector = np.empty((2, points.shape[1]), np.float32), np.empty((2, points.shape[1]), np.float64)
     holes, value, work = _find_holes(points), np.zeros(n + 1), make_scratch(n, nodes.shape[1])
     any_holes = holes.any()
-    (order, leaves, depths), _, (steps, path, shares, totals) = work
-    record = steps, path, shares, totals, np.zeros(nodes.shape[1], np.int32), np.zeros(nodes.shape[1])
-    order[:] = np.arange(n)
+    places, _ = work
+    leaves, depths, path, climbers = places
+    levels = nodes.shape[1] // 2 + 1
+    shares, totals = np.empty((_BATCH, levels + 2 * _STEP)), np.empty((_BATCH, levels + 2 * _STEP))
+    tops, nodes_met, weights = np.empty(_BATCH, np.int32), np.empty(levels, np.int32), np.empty(levels)
+    record = path, shares, totals, tops, nodes_met, weights
     for chunk in range(first_chunk, last_chunk):
         attributions[chunk] = 0.0
         scores[chunk] = 0.0
@@ -1808,13 +1939,13 @@ def explain_rows(trees, nodes, corners, points, columns, attributions, scores, f
                 value[n] = touch(tree_corners) + touch(tree_nodes)
             mass = int(tree_nodes[root]["mass"])
             scale = math.log2(1.0 + mass)
-            _find_leaves(tree_nodes, points, root, order, 0, n, holes, any_holes, leaves, depths)
-            for j in range(n):
-                value[j] = _leaf_value(tree_nodes, tree_corners, points, j, int(leaves[j]), int(depths[j]), mass)
-            for first in range(0, n, _CLIMBERS):
-                last = min(first + _CLIMBERS, n)
+            for first in range(0, n, _BATCH):
+                last = min(first + _BATCH, n)
+                count = _start_climb(tree_nodes, tree_corners, points, root, first, last, holes, any_holes, places, mass, value)
+                for j in range(first, last):
+                    tops[j - first] = depths[j]
                 climb_recorded(
-                    tree_nodes, tree_corners, points, order, first, last, leaves, depths, value, steps, path, shares, totals
+                    tree_nodes, tree_corners, points, first, count, path, climbers, _DOWNWARDS, value, shares, totals, tops
                 )
                 for j in range(first, last):
                     explain_point(

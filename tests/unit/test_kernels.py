@@ -27,7 +27,7 @@ rows[rng.random(rows.shape) < 0.05] = np.nan
 rows[20:24] = rows[3]
 forest = RandomCutForest(trees=5, samples=10, time_decay=30, seed=2**63 - 1, policy="streaming")
 scores = [forest.fit_score(rows[:30]), forest.update(rows), forest.score_samples(rows), *forest.explain(rows)]
-scores.append(forest.score_samples(np.tile(rows, (3, 1))))  # enough rows to go box by box
+scores.append(forest.score_samples(np.tile(rows, (15, 1))))  # enough rows to go box by box
 print(hashlib.sha256(forest.to_bytes()).hexdigest())
 print(hashlib.sha256(b"".join(array.tobytes() for array in scores)).hexdigest())
 """
@@ -104,12 +104,12 @@ def test_compiled_and_plain_python_agree():
     assert runs[0] == runs[1]
 
 
-@pytest.mark.parametrize("columns", [3, 8, 24, 40])
+@pytest.mark.parametrize("columns", [3, 12, 24, 40, 60])
 @pytest.mark.parametrize("holes", [False, True])
 def test_a_row_scores_the_same_alone_in_a_few_and_among_many(columns, holes):
-    """One by one, by fives, and all at once box by box: the same bits; missing values, known rows and huge values too."""
+    """One by one, by fives, by hundreds, and all at once box by box: the same bits; missing, known and huge values too."""
     rng = np.random.default_rng(columns)
-    rows = rng.normal(size=(600, columns)).round(1)
+    rows = rng.normal(size=(1100, columns)).round(1)
     rows[100:110] = rows[:10]
     rows[300] *= 3e37
     if holes:
@@ -117,9 +117,10 @@ def test_a_row_scores_the_same_alone_in_a_few_and_among_many(columns, holes):
     forest = RandomCutForest(trees=9, samples=64).fit(rows[:400])
     many = forest.score_samples(rows)
     assert np.isfinite(many).all()
-    fives = np.concatenate([forest.score_samples(rows[i : i + 5]) for i in range(0, 600, 5)])
-    ones = np.concatenate([forest.score_samples(rows[i : i + 1]) for i in range(0, 600, 7)])
-    assert many.tobytes() == fives.tobytes()
+    fives = np.concatenate([forest.score_samples(rows[i : i + 5]) for i in range(0, 1100, 5)])
+    ones = np.concatenate([forest.score_samples(rows[i : i + 1]) for i in range(0, 1100, 7)])
+    hundreds = np.concatenate([forest.score_samples(rows[i : i + 100]) for i in range(0, 1100, 100)])
+    assert many.tobytes() == fives.tobytes() == hundreds.tobytes()
     assert many[::7].tobytes() == ones.tobytes()
     high, low = forest.explain(rows)
     np.testing.assert_allclose((high + low).sum(axis=1), many, rtol=1e-12)
