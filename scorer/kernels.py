@@ -1072,16 +1072,17 @@ def _place_cut(corners, low, high, points, row, offset):
     Returns (dimension, value) with value in [point, low) or [high, point): "left iff x <= value" then holds for
     exactly one side.
     """
-    dim, within = 0, 0.0
+    # To the end, without a branch: where the place lies, no processor can guess.
+    dim, within, left = 0, 0.0, 1
     for i in range(points.shape[1]):
         x = np.float64(points[row, i])
         below, above = np.float64(corners[low, i]) - x, x - np.float64(corners[high, i])
         gap = below if below > above else above
-        if gap > 0.0:
-            dim, within = i, offset
-            if offset < gap:
-                break
-            offset -= gap
+        gap = gap if gap > 0.0 else 0.0
+        taken = left & int(gap > 0.0)
+        dim, within = (i if taken else dim), (offset if taken else within)
+        left &= int(not offset < gap)
+        offset -= gap
     # When rounding leaves an offset past the last gap, the last gap is cut at its far end.
     x, a, b = points[row, dim], corners[low, dim], corners[high, dim]
     start, end = (x, a) if x < a else (b, x)
