@@ -104,7 +104,7 @@ def test_compiled_and_plain_python_agree():
     assert runs[0] == runs[1]
 
 
-@pytest.mark.parametrize("columns", [3, 12, 24, 40, 60])
+@pytest.mark.parametrize("columns", [3, 12, 24, 30, 40, 48, 60])
 @pytest.mark.parametrize("holes", [False, True])
 def test_a_row_scores_the_same_alone_in_a_few_and_among_many(columns, holes):
     """One by one, by fives, by hundreds, and all at once box by box: the same bits; missing, known and huge values too."""
@@ -125,6 +125,19 @@ def test_a_row_scores_the_same_alone_in_a_few_and_among_many(columns, holes):
     high, low = forest.explain(rows)
     np.testing.assert_allclose((high + low).sum(axis=1), many, rtol=1e-12)
     assert (forest.explain(rows[50:51])[0] == high[50]).all()
+
+
+@pytest.mark.parametrize("columns", [8, 16, 24, 32, 40, 48])
+def test_code_for_a_number_of_columns_is_the_code_for_any(columns):
+    """Constant columns change nothing: with so many that no code of its own is there, scores and parts are the same."""
+    rows = np.random.default_rng(columns).normal(size=(200, columns))
+    padded = np.hstack([rows, np.ones((200, 64 - columns))])
+    one, other = (RandomCutForest(trees=8, samples=32, seed=1).fit(each[:150]) for each in (rows, padded))
+    assert kernels._WIDTHS == (8, 16, 24, 32, 40, 48)
+    np.testing.assert_allclose(one.score_samples(rows), other.score_samples(padded), rtol=1e-6)
+    for part, same in zip(one.explain(rows), other.explain(padded), strict=True):
+        unseen = slice(150, None)  # what a tree knows is spread over all columns, and there are more of them
+        np.testing.assert_allclose(part[unseen], same[unseen, :columns], atol=1e-6)
 
 
 def test_nothing_is_compiled_with_reordered_arithmetic():
