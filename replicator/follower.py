@@ -67,6 +67,7 @@ class Follower:
     def follow(self, stream: Stream, ahead: Prefetch) -> None:
         """From here on items come from this stream, whose plans are numbered anew."""
         self._stream, self._ahead = stream, ahead
+        self.source.liveness.stream = stream
         for table in self.registry.by_number:
             table.first_plan = 0
 

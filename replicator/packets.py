@@ -5,9 +5,13 @@ Owns the buffer and the joining of packets that are continued. Knows nothing of 
 
 from __future__ import annotations
 
+import fcntl
 import select
 import ssl
+import sys
+import termios
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -29,15 +33,25 @@ class PacketBuffer:
     Args:
         sock: a connected socket, plain or TLS.
         silence_s: how long nothing may come before the connection counts as broken.
+        check: called every now and then while nothing comes; raises where that is enough.
     """
 
-    def __init__(self, sock: Any, silence_s: float) -> None:
+    def __init__(self, sock: Any, silence_s: float, check: Callable[[], None] | None = None) -> None:
         self._socket = sock
-        self._silence_s = silence_s
+        self._silence_s, self._check = silence_s, check
         self.heard_at = time.monotonic()
         self.data: NDArray[np.uint8] = np.empty(FIRST_BYTES + PADDING_BYTES, np.uint8)
         self.at = 0
         self.end = 0
+
+    def look(self) -> tuple[float, int] | None:
+        """When bytes were read last, and how many wait in the socket; None where it is closed. For any thread."""
+        waiting = bytearray(4)
+        try:
+            fcntl.ioctl(self._socket.fileno(), termios.FIONREAD, waiting)
+        except (OSError, ValueError):
+            return None
+        return self.heard_at, int.from_bytes(waiting, sys.byteorder)
 
     def can_read(self, timeout_s: float) -> bool:
         """Whether bytes have come, or come in time."""
@@ -56,6 +70,8 @@ class PacketBuffer:
             silence = time.monotonic() - self.heard_at
             if silence > self._silence_s:
                 raise SourceSilent(f"the source has been silent for {silence:.0f} s", hint="The connection may be half open.")
+            if self._check is not None:
+                self._check()
             return False
         self._make_room(wanted)
         try:

@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import pymysql
 from numpy.typing import NDArray
 
 from replicator import decode
 from replicator.changes import ChangeBuffer
 from replicator.errors import RowProblem, SchemaChanged, SourceUnavailable, TableProblem
+from replicator.liveness import Connection
 from replicator.multiset import pack
 from replicator.packets import TICK_S, PacketBuffer
 from replicator.plan import Plans
@@ -54,7 +54,7 @@ class PreparedSelect:
         text: the statement, with `?` for parameters.
     """
 
-    def __init__(self, connection: pymysql.Connection[Any], text: str, what: str) -> None:
+    def __init__(self, connection: Connection, text: str, what: str) -> None:
         self._connection, self._what = connection, what
         self._definitions: bytes | None = None
         with wrap_errors(f"cannot read {what}"):
@@ -63,6 +63,7 @@ class PreparedSelect:
             connection.query("SET SESSION character_set_results = NULL, net_write_timeout = 3600")
             connection.query("SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ")
             connection._execute_command(_PREPARE, text)
+            connection.wait_for_answer()
             reply: Any = connection._read_packet()
             self._statement, columns, parameters = struct.unpack_from("<IHH", reply.get_all_data(), 1)
             for count in (parameters, columns):
@@ -85,7 +86,7 @@ class PreparedSelect:
         with wrap_errors(f"cannot read {self._what}"):
             # From here on PyMySQL reads nothing until the result's end.
             self._connection._write_bytes(len(body).to_bytes(3, "little") + b"\0" + body)
-        packets = PacketBuffer(self._connection._sock, _SILENCE_S)
+        packets = PacketBuffer(self._connection._sock, _SILENCE_S, self._connection.watch())
         head = packets.take_packet()
         if head[0] == 0xFF:
             raise _server_error(head, self._what)

@@ -142,7 +142,7 @@ class Sides:
                     reader.close()
             else:
                 if self._reader is None:
-                    self._reader = RangeReader(self.source, self.found, self._order)
+                    self._reader = RangeReader(self.source, self.found, self._order, should_stop=self._interrupt)
                 for block in self._reader.read(after, upto, limit):
                     self._add(data, block.tuples.data)
                     self.unreadable += len(block.set_aside)
@@ -152,6 +152,11 @@ class Sides:
             self.close()
             raise
         return Rows.parse(data, self.is_key), last
+
+    def _interrupt(self) -> bool:
+        """Asked while nothing comes; a range is read to its end, or not at all."""
+        self._pause()
+        return False
 
     def _add(self, data: bytearray, tuples: memoryview) -> None:
         data += tuples

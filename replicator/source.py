@@ -20,6 +20,7 @@ import pymysql.cursors
 
 from replicator.charsets import Charsets
 from replicator.errors import PositionLost, ServerIdTaken, SourceRefused, SourceUnavailable
+from replicator.liveness import Connection, Liveness
 from replicator.position import Flavor, GtidSet, Position, parse_gtids
 from replicator.typemap import BINARY, INET_WIDTHS, KINDS, UUID_WIDTH, Column, Kind
 from warehouse.errors import TailraceError
@@ -93,12 +94,14 @@ class Source:
         server: host and port of the server that is asked and read; one of settings.servers.
         reader: what this replica calls itself at the server; see `replica_uuid`.
         stopping: whether somebody asked to stop, for what may wait long.
+        liveness: what the stream's connection shows while an answer is waited for; another thread's Source shares it.
     """
 
     def __init__(self, settings: SourceSettings, reader: str = "") -> None:
         self.settings, self.reader = settings, reader
         self.server = settings.servers[0]
         self.stopping: Callable[[], bool] = lambda: False
+        self.liveness = Liveness()
         self._connection: pymysql.Connection[Any] | None = None
         # The stream's thread asks about tables that it meets, while the main one asks for copies.
         self._lock = threading.RLock()
@@ -118,7 +121,7 @@ class Source:
     def another(self) -> Source:
         """The same server over a connection of its own, for another thread."""
         other = Source(self.settings, self.reader)
-        other.server = self.server
+        other.server, other.liveness = self.server, self.liveness
         return other
 
     @property
@@ -151,7 +154,7 @@ class Source:
             context.verify_mode = ssl.CERT_NONE
         return arguments | {"ssl": context}
 
-    def open(self) -> pymysql.Connection[Any]:
+    def open(self) -> Connection:
         """A new connection of its own, in UTC.
 
         Raises:
@@ -160,7 +163,8 @@ class Source:
         with wrap_errors(f"cannot connect to {self.server_name}"):
             arguments = self.connection_arguments()
             # A server that takes a connection and stays silent is not worth as long a wait as a question.
-            connection = pymysql.connect(**arguments, read_timeout=arguments["connect_timeout"], write_timeout=60)
+            connection = Connection(**arguments, read_timeout=arguments["connect_timeout"], write_timeout=60)
+            connection.liveness = self.liveness
             # What the server was told to do for everybody must not pad, cut or stop what is read here.
             connection.query(
                 "SET SESSION time_zone = '+00:00', sql_mode = 'ALLOW_INVALID_DATES', sql_select_limit = 18446744073709551615"

@@ -66,8 +66,8 @@ class Stream(RareEvents):
         # Until the first FORMAT_DESCRIPTION says otherwise; see dump.py.
         self._state[decode.CHECKSUM] = True
         self._renewed = False
-        self._reader = open_dump(source, position, self._silence_s())
-        self._packets = self._socket_packets = PacketBuffer(self._reader._stream_connection._sock, self._silence_s())
+        self._reader = open_dump(source, position, self.silence_s)
+        self._packets = self._socket_packets = PacketBuffer(self._reader._stream_connection._sock, self.silence_s)
 
     def close(self) -> None:
         """Close the dump connection."""
@@ -88,8 +88,14 @@ class Stream(RareEvents):
         """When the source last sent something, in time.monotonic() seconds."""
         return self._socket_packets.heard_at
 
-    def _silence_s(self) -> float:
+    @property
+    def silence_s(self) -> float:
+        """How long the source may send nothing."""
         return MISSED_HEARTBEATS * self.source.settings.heartbeat_s
+
+    def look(self) -> tuple[float, int] | None:
+        """See liveness.Stream."""
+        return self._socket_packets.look()
 
     def items(self) -> Iterator[Item]:
         """Batches, statements and ticks, in the source's order, without end.

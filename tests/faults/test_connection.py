@@ -89,6 +89,30 @@ def test_source_connection_hangs(pipeline: Pipeline, source_proxy: Proxy) -> Non
     end_load(pipeline, load, services)
 
 
+def test_question_while_the_source_hangs(pipeline: Pipeline, source_proxy: Proxy) -> None:
+    """A copy is asked for while nothing comes through: the question ends as the stream would, and its lock shows life."""
+    pipeline.source.execute("CREATE TABLE t (id INT PRIMARY KEY)", "INSERT INTO t VALUES (1)")
+    # Long enough that the question is asked before the stream itself gives up.
+    pipeline.configure(source={"heartbeat_s": 2.0})
+    service = pipeline.start("replicator", "run")
+    pipeline.wait_until(lambda: pipeline.has_table("t") and pipeline.state("t")[0] == "Synced")
+    source_proxy.stall()
+    pipeline.conn.execute("SELECT warehouse.resync(%s)", (f"{pipeline.source.name}.t",))
+    beats = "SELECT beat_at FROM warehouse.pulses"
+    before = pipeline.fetch(beats)
+    pipeline.wait_until(lambda: "retry" in service.read_log())
+    log = service.read_log()
+    assert "SourceSilent" in log
+    assert "SourceUnavailable" not in log
+    assert pipeline.fetch(beats) > before
+    assert pipeline.status("lag_ms") > 0
+    source_proxy.cut()
+    source_proxy.resume()
+    pipeline.source.execute("INSERT INTO t VALUES (2)")
+    pipeline.wait_until(lambda: pipeline.read_mirror("t", "count(*)", order="1") == [(2,)])
+    assert service.stop() == 0
+
+
 def test_copy_is_cut(pipeline: Pipeline, source_proxy: Proxy) -> None:
     """The connection breaks in the middle of a table's first copy: it begins again and is whole."""
     pipeline.source.execute("CREATE TABLE t (id INT PRIMARY KEY, pad VARCHAR(200))")
