@@ -23,15 +23,17 @@ class Bar:
     waits_for: str | None = None
 
     @property
-    def left_s(self) -> int:
-        """About how many seconds are left."""
-        return round(max(0, self.estimate - self.done) / max(1.0, self.rows_per_s))
+    def left_s(self) -> int | None:
+        """About how many seconds are left; None before the first row."""
+        return round(max(0, self.estimate - self.done) / self.rows_per_s) if self.rows_per_s > 0 else None
 
     @property
     def note(self) -> str:
         """What stands behind the bar."""
         if self.waits_for is not None:
             return f"waits: {self.waits_for}"
+        if self.left_s is None:
+            return "begins"
         minutes, seconds = divmod(self.left_s, 60)
         return f"{self.done:,} rows, {self.rows_per_s:,.0f}/s, {minutes}:{seconds:02} left"
 

@@ -12,7 +12,7 @@ def draw(*, is_terminal: bool) -> str:
     out = io.StringIO()
     bars = CopyBars(Console(file=out, force_terminal=is_terminal, width=120))
     bars.show([Bar("plant.a", 250, 1000, 50.0), Bar("plant.b", 5, 4, 0.0, "the source has 40 threads running")])
-    bars.show([Bar("plant.a", 1200, 1000, 50.0)])
+    bars.show([Bar("plant.a", 1200, 1000, 50.0), Bar("plant.c", 0, 9, 0.0)])
     bars.show([])
     bars.close()
     return out.getvalue()
@@ -26,6 +26,7 @@ def test_on_a_terminal() -> None:
     assert "250 rows, 50/s, 0:15 left" in drawn
     assert "waits: the source has 40 threads running" in drawn
     assert "1,200 rows, 50/s, 0:00 left" in drawn
+    assert "begins" in drawn
 
 
 def test_elsewhere() -> None:
