@@ -19,6 +19,7 @@ from replicator.errors import SchemaChanged
 from replicator.evolution import Evolution, plan_evolution
 from replicator.history import find_kept
 from replicator.items import Statement
+from replicator.locks import MirrorLocked
 from replicator.mirror import LIVE, MirrorTable
 from replicator.reshape import reshape
 from replicator.schema import Registry
@@ -36,9 +37,17 @@ _REFUSALS = (
 
 
 def follow_alter(
-    statement: Statement, table: MirrorTable, source: Source, registry: Registry, applier: Applier, seq: int
-) -> int:
-    """Bring a mirror to what an ALTER TABLE made of its source, or ask for a copy; the last _seq given out."""
+    statement: Statement, table: MirrorTable, source: Source, registry: Registry, applier: Applier, seq: int,
+    refusal: MirrorLocked | None,
+) -> int:  # fmt: skip
+    """Bring a mirror to what an ALTER TABLE made of its source, or ask for a copy; the last _seq given out.
+
+    Args:
+        refusal: its mirror cannot be locked, and that was tried for long enough.
+
+    Raises:
+        MirrorLocked: its mirror cannot be locked now.
+    """
     if table.state not in LIVE or table.resync:
         return seq
     mariadb = source.flavor == "mariadb"
@@ -55,12 +64,14 @@ def follow_alter(
         unmet = registry.find_unmet(table.name, [column["name"] for column in evolution.columns], evolution.key)
         if unmet is not None:
             raise CopyNeeded(f"{unmet}")
+        if refusal is not None and _needs_lock(evolution, registry):
+            raise CopyNeeded(f"the mirror could not be altered: {refusal.message}")
         return _carry_out(evolution, statement, table, registry, applier, seq)
     except CopyNeeded as needed:
         registry.require_resync(table, SchemaChanged(str(needed)))
     except _REFUSALS as error:
-        refusal = str(error).strip().splitlines()[0]
-        registry.require_resync(table, SchemaChanged(f"the mirror could not be altered: {refusal}"))
+        answer = str(error).strip().splitlines()[0]
+        registry.require_resync(table, SchemaChanged(f"the mirror could not be altered: {answer}"))
     return seq
 
 
@@ -69,6 +80,12 @@ def _follow_in_doubt(statement: Statement, table: MirrorTable, source: Source, r
     found = source.describe(table.name)
     if not (table.holds(statement.position) and found is not None and table.is_as_described(found.columns, found.key)):
         registry.require_resync(table, SchemaChanged("the source's table was altered again"))
+
+
+def _needs_lock(evolution: Evolution, registry: Registry) -> bool:
+    """Whether the mirror is altered; a column that is kept is only not written to any more."""
+    dropped = evolution.gone if registry.drops_columns else ()
+    return bool(dropped or evolution.renamed or evolution.retyped or evolution.added or evolution.moves_key)
 
 
 def _carry_out(
@@ -89,7 +106,8 @@ def _carry_out(
         return last
 
     try:
-        seq = applier.change_mirrors(statement.position, seq, statement.commit_us, change)
+        lock = _needs_lock(evolution, registry)
+        seq = applier.change_mirrors(statement.position, seq, statement.commit_us, change, [table], lock=lock)
     except BaseException:
         for name in ("columns", "key", "state", "reason", "consistent_from", "exact", "kept"):
             setattr(table, name, getattr(before, name))

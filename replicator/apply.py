@@ -21,6 +21,7 @@ from replicator.changes import Batch
 from replicator.copied import leave_out_copied
 from replicator.crash import reach
 from replicator.errors import TableProblem
+from replicator.locks import transaction_with_short_waits, wait_as_usual
 from replicator.mirror import LIVE, QUERIES, MirrorTable, key_object
 from replicator.multiset import pack
 from replicator.position import Position
@@ -314,15 +315,23 @@ class Applier:
                 reach("save")
             self._settled(whole)
 
-    def change_mirrors(self, position: Position, seq: int, commit_us: int, change: Callable[[int], int]) -> int:
+    def change_mirrors(
+        self, position: Position, seq: int, commit_us: int, change: Callable[[int], int], tables: Sequence[MirrorTable], *,
+        lock: bool = True,
+    ) -> int:  # fmt: skip
         """Commit what `change` does to mirrors together with the position and the tables' states.
 
         Args:
             change: is given the last _seq given out, and returns it as it is then.
+            tables: whose mirrors are changed. lock: they are altered, so nobody else may read or write them meanwhile.
+
+        Raises:
+            MirrorLocked: somebody does.
         """
         with self.registry.lock:
-            with wrap_errors(position=position), self.conn.transaction():
+            with wrap_errors(position=position), transaction_with_short_waits(self.conn, *tables, lock=lock):
                 last = change(seq)
+                wait_as_usual(self.conn)
                 self.registry.write(self.conn, position)
                 self._write_checkpoint(position, last, commit_us)
                 if last > seq:

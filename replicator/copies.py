@@ -25,6 +25,7 @@ from replicator.crash import reach
 from replicator.errors import SchemaChanged, SourceUnavailable, TableProblem
 from replicator.fit import fit_mirror, keep_key, leave_rows
 from replicator.key_order import KeyOrder, NotAKey
+from replicator.locks import MirrorLocked, transaction_with_short_waits
 from replicator.mirror import QUERIES, MirrorTable
 from replicator.position import Position
 from replicator.quarantine import ROW_REFUSALS, read_identities
@@ -130,8 +131,12 @@ class Copies:
             # only a part of what has become another table, or never was whole, would not be enough
             low = high = None
         table.copied_after = before
+        was = (table.columns, table.key, table.kept)
         try:
             self._begin(table, found, order, seq, position, low, high)
+        except MirrorLocked as locked:
+            table.columns, table.key, table.kept = was
+            self._registry.postpone(table, locked)
         except REFUSALS as error:
             table.touched = None
             drop_request(self._conn, self._registry, table)
@@ -154,7 +159,7 @@ class Copies:
         gone = table.describe_as(found)
         table.consistent_from, table.exact = None, False
         registry.set_state(table, "Snapshotting")
-        with wrap_errors(table=table.name), conn.transaction():
+        with wrap_errors(table=table.name), transaction_with_short_waits(conn, table):
             registry.write(conn, position)
             if not keep_key(conn, table):
                 # The rows cannot be found again by a key that they do not have.
@@ -256,6 +261,7 @@ class Copies:
         slices = self._take_slices(max(_FEWEST_ROWS, int(self._rows_per_s * (_BUSY_S if is_busy else _IDLE_S))))
         if slices:
             seq = self._write(slices, seq)
+            reach("between_slices")
         elif isinstance(self._held, RangeDone):
             done, self._held = self._held, None
             if not done.copy.is_cancelled:

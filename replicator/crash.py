@@ -22,6 +22,7 @@ POINTS = (
     "truncate",  # rows that a TRUNCATE took are deleted and not committed
     "begin_copy",
     "copy",  # a block of a copy is written
+    "between_slices",  # a slice of a copy beside the stream is committed
     "end_copy",  # a copy is written and not committed
 )
 

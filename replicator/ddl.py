@@ -14,7 +14,9 @@ from replicator.alterations import follow_alter
 from replicator.apply import Applier
 from replicator.errors import SchemaChanged
 from replicator.items import Statement
+from replicator.locks import MirrorLocked
 from replicator.mirror import LIVE, MirrorTable
+from replicator.renames import find_plain_renames, rename_mirrors
 from replicator.schema import Registry
 from replicator.source import Source
 from replicator.statements import Intent, parse_intents
@@ -32,19 +34,33 @@ class Followed:
     seq: int
 
 
-def follow_statement(statement: Statement, source: Source, registry: Registry, applier: Applier, seq: int) -> Followed:
+def follow_statement(
+    statement: Statement, source: Source, registry: Registry, applier: Applier, seq: int, refusal: MirrorLocked | None = None
+) -> Followed:
     """Carry out what a statement means for the tables.
 
     Args:
         seq: the last _seq given out before. A TRUNCATE gives one to each row that goes, and commits the position with them.
+        refusal: a mirror that would have to be altered cannot be locked, and that was tried for long enough.
+
+    Raises:
+        MirrorLocked: a mirror that is to be altered cannot be locked now; nothing of the statement is carried out.
     """
     intents = parse_intents(statement.query.text, statement.query.database)
+    plain = {} if refusal is not None else find_plain_renames(intents, registry, applier.conn)
+    if plain:
+        rename_mirrors(plain, statement, registry, applier, seq)
     renamed = {intent.table for intent in intents if intent.action == "rename"}
+    origins: dict[str, str] = {}
     for intent in intents:
         if intent.action == "alter" and intent.table in renamed:
             # what it was altered to comes with the copy under the other name
             continue
-        seq = _carry_out(intent, statement, source, registry, applier, seq)
+        if intent.action == "rename":
+            origins[intent.new_name] = origins.pop(intent.table, intent.table)
+            if origins[intent.new_name] in plain:
+                continue
+        seq = _carry_out(intent, statement, source, registry, applier, seq, refusal)
     if intents:
         may_alter = _FOREIGN_KEY.search(statement.query.text)
         registry.read_foreign_keys({i.table for i in intents if i.action == "alter" and may_alter})
@@ -52,7 +68,10 @@ def follow_statement(statement: Statement, source: Source, registry: Registry, a
     return Followed(intents, seq)
 
 
-def _carry_out(intent: Intent, statement: Statement, source: Source, registry: Registry, applier: Applier, seq: int) -> int:
+def _carry_out(
+    intent: Intent, statement: Statement, source: Source, registry: Registry, applier: Applier, seq: int,
+    refusal: MirrorLocked | None,
+) -> int:  # fmt: skip
     table = registry.tables.get(intent.table)
     if intent.action == "create" and registry.matches(intent.table):
         if table is None:
@@ -94,7 +113,7 @@ def _carry_out(intent: Intent, statement: Statement, source: Source, registry: R
         if found is None or not table.is_described_as(found):
             registry.require_resync(table, SchemaChanged("the source's table was altered while it was copied"))
     elif intent.action == "alter" and table is not None:
-        return follow_alter(statement, table, source, registry, applier, seq)
+        return follow_alter(statement, table, source, registry, applier, seq, refusal)
     elif intent.action == "alter rows" and table is not None and table.state in LIVE:
         registry.require_resync(table, SchemaChanged("rows came or went with a partition or a tablespace"))
     return seq

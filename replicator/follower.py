@@ -20,6 +20,7 @@ from replicator.copies import Copies
 from replicator.ddl import follow_statement
 from replicator.items import Item, Statement
 from replicator.lineage import is_whole_head
+from replicator.locks import LockWait, MirrorLocked
 from replicator.mirror import QUERIES, MirrorTable
 from replicator.position import Position
 from replicator.prefetch import Prefetch
@@ -63,6 +64,20 @@ class Follower:
         self.clock = SourceClock()
         self._stream: Stream | None = None
         self._ahead: Prefetch | None = None
+        self._patience_s = settings.replicator.lock_patience_s
+        self._waiting: LockWait | None = None
+
+    def poll(self, ahead: Prefetch, timeout_s: float) -> Item | None:
+        """The next item; while a mirror is locked that has to be altered, the statement that waits for it, now and then."""
+        self.progress.note()
+        if self._waiting is None:
+            return ahead.poll(timeout_s)
+        left = self._waiting.next_at - time.monotonic()
+        if left > 0:
+            self.wake.wait(min(left, timeout_s) or 0.001)
+            self.wake.clear()
+            return None
+        return self._waiting.statement
 
     def follow(self, stream: Stream, ahead: Prefetch) -> None:
         """From here on items come from this stream, whose plans are numbered anew."""
@@ -89,6 +104,9 @@ class Follower:
                 self.position, self.saved = item.position, False
         if self.applier.is_open:
             return
+        if self.registry.look_at is not None and self.position.covers(self.registry.look_at):
+            self.registry.look_at = None
+            self.registry.follow_selection(self.conn)
         self.watch.moved(self.position)
         dirty = any(table.dirty or self._is_whole(table) for table in self.registry.by_number)
         if (save and not self.saved) or dirty:
@@ -109,7 +127,7 @@ class Follower:
 
     def is_caught_up(self, target: Position) -> bool:
         """Whether everything up to a position is applied, and every copy that is due is whole."""
-        if self.copies.is_active or self.applier.is_open or not self.position.covers(target):
+        if self.copies.is_active or self.applier.is_open or self.registry.look_at or not self.position.covers(target):
             return False
         return not any(table.resync or table.consistent_from for table in self.registry.by_number if table.state in COPIED)
 
@@ -230,6 +248,8 @@ class Follower:
         Where the source's table is another one than the stream's, that is once the stream is past what made it so: rows
         from before would not fit the copy, and make it begin again.
         """
+        if time.monotonic() < table.not_before:
+            return False
         if not table.resync or table.state != "ResyncRequired" or self._stream is None:
             return table.resync
         if table.copy_after is None:
@@ -237,11 +257,49 @@ class Follower:
         return self.position.covers(table.copy_after)
 
     def _take_statement(self, statement: Statement) -> None:
+        waiting, refusal = self._waiting, None
+        if waiting is not None and waiting.waited_s > self._patience_s:
+            refusal = waiting.refusal
+        try:
+            followed = follow_statement(statement, self.source, self.registry, self.applier, self.seq, refusal)
+        except MirrorLocked as locked:
+            self._wait_for_lock(statement, locked)
+            return
         self.position, self._commit_us, self.saved = statement.position, statement.commit_us, False
-        followed = follow_statement(statement, self.source, self.registry, self.applier, self.seq)
+        self._end_wait()
         if followed.seq != self.seq:
             # a TRUNCATE commits the position with the rows that it took away
             self.seq, self.saved = followed.seq, True
         if followed.intents:
             assert self._stream is not None, "statements come from a stream"
             self._stream.renew_choices()
+
+    def _wait_for_lock(self, statement: Statement, locked: MirrorLocked) -> None:
+        """Take the statement again later. What is behind it waits, too, of all tables: rows come in the order of commits."""
+        is_new = self._waiting is None
+        self._waiting = self._waiting or LockWait(statement, locked)
+        before = None if is_new else self._waiting.refusal.message
+        self._waiting.refuse(locked)
+        if locked.message != before:
+            self._end_reason(before)
+            log.warning("stream waits", table=locked.table.name, reason=locked.message, position=str(statement.position))
+            self.registry.set_state(locked.table, locked.table.state, locked.message)
+            self._show_reason(locked.message)
+
+    def _end_wait(self) -> None:
+        if self._waiting is None:
+            return
+        log.info("stream goes on", table=self._waiting.refusal.table.name, waited_s=round(self._waiting.waited_s, 1))
+        self._end_reason(self._waiting.refusal.message)
+        self._show_reason(None)
+        self._waiting = None
+
+    def _end_reason(self, message: str | None) -> None:
+        for table in self.registry.by_number:
+            if message is not None and table.reason == message:
+                self.registry.set_state(table, table.state, None)
+
+    def _show_reason(self, reason: str | None) -> None:
+        with wrap_errors():
+            facts = {"source": self.registry.name, "state": "Streaming", "reason": reason}
+            self.conn.execute(QUERIES["set_source_state"], facts)

@@ -49,6 +49,7 @@ class MirrorTable:
         copied_after: the last copy began behind this position, so it holds what an ALTER before it did.
         kept: the mirror's columns that the source has no longer. What rows hold in them stays with them; see history.py.
         held: the identities of rows that are in the quarantine; it may name some that are not there any more.
+        not_before: no copy begins earlier, in time.monotonic() seconds, because the mirror is locked.
         dirty: differs from what warehouse.tables says.
     """
 
@@ -69,6 +70,7 @@ class MirrorTable:
     copied_after: Position | None = None
     kept: tuple[str, ...] = ()
     held: set[bytes] = field(default_factory=set, repr=False)
+    not_before: float = 0.0
     dirty: bool = field(default=False, repr=False)
 
     @property

@@ -22,7 +22,7 @@ log = structlog.get_logger()
 
 def create_mirror(conn: Connection, table: MirrorTable) -> None:
     """Create a mirror with its indexes, where there is none."""
-    schema, _, name = table.mirror.partition(".")
+    schema = table.mirror.partition(".")[0]
     columns = sql.SQL(", ").join(
         [sql.SQL("{} {}").format(sql.Identifier(c["mirror_name"]), type_sql(c["mirror_type"])) for c in table.columns]
     )
@@ -35,20 +35,25 @@ def create_mirror(conn: Connection, table: MirrorTable) -> None:
             table.identifier, columns, key
         )
     )
+    if not table.key and ROW_HASH not in column_types(conn, table):
+        # a mirror that had a key has no such column yet
+        conn.execute(sql.SQL("ALTER TABLE {} ADD COLUMN _row_hash bigint").format(table.identifier))
+    for index, of in index_names(table):
+        conn.execute(sql.SQL("CREATE INDEX IF NOT EXISTS {} ON {} ({})").format(sql.Identifier(index), table.identifier, of))
+
+
+def index_names(table: MirrorTable) -> list[tuple[str, sql.Composable]]:
+    """The mirror's indexes besides its key: their names, and of what."""
+    name = table.mirror.partition(".")[2]
     indexes: list[tuple[str, sql.Composable]] = [("__seq", sql.SQL("_seq"))]
     if not table.key:
-        if ROW_HASH not in column_types(conn, table):
-            # a mirror that had a key has no such column yet
-            conn.execute(sql.SQL("ALTER TABLE {} ADD COLUMN _row_hash bigint").format(table.identifier))
         indexes.append(("__row_hash", sql.SQL("_row_hash, _seq")))
     names = {column["name"].lower(): column["mirror_name"] for column in table.columns}
     for foreign in table.foreign_keys:
         # where cascades look for the children
         parts = [names[column.lower()] for column in foreign.columns if column.lower() in names]
         indexes.append(("__fk_" + "_".join(parts), sql.SQL(", ").join(map(sql.Identifier, parts))))
-    for ending, of in indexes:
-        index = sql.Identifier(mirror_identifier(name + ending))
-        conn.execute(sql.SQL("CREATE INDEX IF NOT EXISTS {} ON {} ({})").format(index, table.identifier, of))
+    return [(mirror_identifier(name + ending), of) for ending, of in indexes]
 
 
 def mirror_key(conn: Connection, table: MirrorTable) -> dict[str, str]:

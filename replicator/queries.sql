@@ -94,6 +94,49 @@ WHERE t.source = %(source)s AND a.attnum > 0 AND NOT a.attisdropped AND a.attgen
     AND NOT EXISTS (SELECT FROM jsonb_array_elements(t.columns) c WHERE c ->> 'mirror_name' = a.attname)
 GROUP BY t.table_name
 
+-- name: find_lock_holder
+SELECT l.pid, coalesce(a.usename, '?'), coalesce(a.application_name, ''), to_char(a.xact_start, 'HH24:MI:SS')
+FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+WHERE l.granted AND l.pid <> pg_backend_pid() AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+    AND l.relation = to_regclass(format('%%I.%%I', split_part(%(mirror)s, '.', 1), substr(%(mirror)s, strpos(%(mirror)s, '.') + 1)))
+ORDER BY a.xact_start, l.pid LIMIT 1
+
+-- name: can_rename
+SELECT to_regclass(format('%%I.%%I', split_part(%(new_mirror)s, '.', 1), substr(%(new_mirror)s, strpos(%(new_mirror)s, '.') + 1))) IS NULL
+    AND NOT EXISTS (SELECT FROM warehouse.tables t WHERE t.mirror = %(new_mirror)s)
+    AND NOT EXISTS (SELECT FROM pg_rewrite r JOIN pg_depend d ON d.classid = 'pg_rewrite'::regclass AND d.objid = r.oid
+                    WHERE d.refclassid = 'pg_class'::regclass AND d.refobjid = c.oid AND r.ev_class <> c.oid)
+    AND NOT EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = c.oid AND NOT g.tgisinternal)
+    AND NOT EXISTS (SELECT FROM pg_policy p WHERE p.polrelid = c.oid)
+    AND NOT EXISTS (SELECT FROM pg_publication_rel p WHERE p.prrelid = c.oid)
+    AND NOT EXISTS (SELECT FROM pg_inherits i WHERE c.oid IN (i.inhrelid, i.inhparent))
+    AND NOT EXISTS (SELECT FROM pg_constraint f WHERE f.contype = 'f' AND c.oid IN (f.conrelid, f.confrelid))
+    AND NOT EXISTS (SELECT FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid
+                    WHERE i.indrelid = c.oid AND NOT i.indisprimary AND x.relname <> ALL (%(indexes)s))
+    AND NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attacl IS NOT NULL)
+    -- rights beyond those that a new table gets
+    AND NOT EXISTS (SELECT * FROM aclexplode(coalesce(c.relacl, acldefault('r', c.relowner)))
+                    EXCEPT (SELECT * FROM aclexplode(coalesce(
+                                (SELECT d.defaclacl FROM pg_default_acl d
+                                 WHERE d.defaclrole = c.relowner AND d.defaclnamespace = 0 AND d.defaclobjtype = 'r'),
+                                acldefault('r', c.relowner)))
+                            UNION ALL
+                            SELECT e.* FROM pg_default_acl d, aclexplode(d.defaclacl) e
+                            WHERE d.defaclrole = c.relowner AND d.defaclnamespace = c.relnamespace AND d.defaclobjtype = 'r'))
+FROM pg_class c
+WHERE c.oid = to_regclass(format('%%I.%%I', split_part(%(mirror)s, '.', 1), substr(%(mirror)s, strpos(%(mirror)s, '.') + 1)))
+
+-- name: rename_table
+UPDATE warehouse.tables SET table_name = %(new)s, mirror = %(mirror)s WHERE source = %(source)s AND table_name = %(table)s
+
+-- name: rename_quarantined
+UPDATE warehouse.quarantine SET table_name = %(new)s
+WHERE source = %(source)s AND table_name = %(table)s AND state IN ('Held', 'RetryRequested')
+
+-- name: note_rename
+INSERT INTO warehouse.state_changes (source, table_name, new_state, reason)
+VALUES (%(source)s, %(new)s, 'Synced', 'renamed from ' || %(table)s::text)
+
 -- name: write_filter
 UPDATE warehouse.tables SET excluded_columns = %(excluded)s WHERE source = %(source)s AND table_name = %(table)s
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Collection, Sequence
 
 import structlog
@@ -36,6 +37,8 @@ from warehouse.db import Connection
 
 log = structlog.get_logger()
 
+_POSTPONED_S = 1.0
+
 
 class Registry:
     """All matching tables of one source; the stream asks it about every new table map.
@@ -59,6 +62,8 @@ class Registry:
         self.lock = threading.RLock()
         self.tables: dict[str, MirrorTable] = {}
         self.by_number: list[MirrorTable] = []
+        # Where the stream must be before tables are looked for that are new at the source; None where they were.
+        self.look_at: Position | None = None
 
     def load(self, conn: Connection) -> None:
         """Read the states that earlier runs left, and find the tables that are new at the source."""
@@ -76,6 +81,10 @@ class Registry:
             # A snapshot that never came to its end begins again, and one that was still to be made is made.
             if (state == "Snapshotting" and position is None) or state == "ResyncRequired":
                 table.resync = True
+        there = self.source.table_names()
+        if any(table.state == "Synced" and table.name not in there for table in self.by_number):
+            # It may have been renamed, and then has its mirror already; the stream will tell.
+            self.look_at = self.source.position()
         self.follow_selection(conn)
 
     def matches(self, name: str) -> bool:
@@ -97,7 +106,7 @@ class Registry:
                     table.resync = True
                     self.set_state(table, "Snapshotting")
                 self._follow_filter(table, filters.get(table.name, []))
-            for name in there:
+            for name in there if self.look_at is None else ():
                 if self.matches(name) and name not in self.tables:
                     self.discover(name)
         self.read_foreign_keys()
@@ -127,7 +136,8 @@ class Registry:
         self.by_number.append(table)
         return table
 
-    def _mirror_of(self, name: str) -> str:
+    def mirror_of(self, name: str) -> str:
+        """The mirror that a source table has here, by its name."""
         database, _, table = name.partition(".")
         return f"{mirror_identifier(self.prefix + database)}.{mirror_identifier(table)}"
 
@@ -141,7 +151,7 @@ class Registry:
         found = self.source.describe(name)
         if found is None:
             return None
-        table = self.tables.get(name) or self._enlist(name, self._mirror_of(name), "Snapshotting", [], [])
+        table = self.tables.get(name) or self._enlist(name, self.mirror_of(name), "Snapshotting", [], [])
         table.columns = describe_columns(found.columns)
         table.key = [found.columns[i].name for i in found.key]
         problem = self.find_problem(found)
@@ -164,9 +174,9 @@ class Registry:
 
     def find_problem(self, found: SourceTable) -> TableProblem | None:
         """Why a table cannot be mirrored; None where it can."""
-        schema = mirror_identifier(self.prefix + found.name.partition(".")[0])
-        if schema in OWN_SCHEMAS or schema.startswith("pg_"):
-            return UnsupportedColumn(f"the database's name {schema} is that of a schema that is not for mirrors")
+        problem = self.find_schema_problem(found.name)
+        if problem is not None:
+            return problem
         if found.table_type not in MIRRORED:
             return UnsupportedColumn(f"it is no plain table, but: {found.table_type.lower()}")
         if any(column.row_end and column.kind is not Kind.TIMESTAMP for column in found.columns):
@@ -181,6 +191,22 @@ class Registry:
                 return UnsupportedColumn(f"column {column.name} has a name that the mirror needs for itself")
         names = [column.name for column in found.columns]
         return self.find_unmet(found.name, names, [names[i] for i in found.key])
+
+    def find_schema_problem(self, name: str) -> TableProblem | None:
+        """Why a table of this name cannot have a mirror; None where it can."""
+        schema = mirror_identifier(self.prefix + name.partition(".")[0])
+        if schema in OWN_SCHEMAS or schema.startswith("pg_"):
+            return UnsupportedColumn(f"the database's name {schema} is that of a schema that is not for mirrors")
+        return None
+
+    def rename(self, table: MirrorTable, new: str) -> None:
+        """Know a table, with its mirror, by another name; under the old one it is DroppedSource."""
+        old, mirror = table.name, table.mirror
+        del self.tables[old]
+        table.name, table.mirror, table.dirty = new, self.mirror_of(new), True
+        self.tables[new] = table
+        left = self._enlist(old, mirror, "DroppedSource", list(table.columns), list(table.key))
+        left.dirty, left.reason = True, f"the source renamed the table to {new}"
 
     # ------------------------------------------------------------------------------------------------ cascades
     def read_foreign_keys(self, altered: Collection[str] = ()) -> None:
@@ -298,6 +324,11 @@ class Registry:
         table.resync = True
         self.set_state(table, "ResyncRequired", problem.message)
 
+    def postpone(self, table: MirrorTable, problem: TableProblem) -> None:
+        """A copy could not begin; it is tried again after a while."""
+        self.require_resync(table, problem)
+        table.not_before = time.monotonic() + _POSTPONED_S
+
     def set_state(self, table: MirrorTable, state: State, reason: str | None = None) -> None:
         """Change a state in memory; it is written with the next commit."""
         if (table.state, table.reason) != (state, reason):
@@ -335,9 +366,9 @@ class Registry:
             if not table.resync and not (table.dirty and table.state in LIVE):
                 continue
             row = conn.execute(QUERIES["find_mirror_owner"], {"source": self.name, "mirror": table.mirror}).fetchone()
-            if row is not None and table.mirror != self._mirror_of(table.name):
+            if row is not None and table.mirror != self.mirror_of(table.name):
                 # the prefix is another one since
-                table.mirror = self._mirror_of(table.name)
+                table.mirror = self.mirror_of(table.name)
                 row = conn.execute(QUERIES["find_mirror_owner"], {"source": self.name, "mirror": table.mirror}).fetchone()
             if row is not None:
                 table.resync = False

@@ -23,6 +23,7 @@ from replicator.crash import reach
 from replicator.errors import LockRefused, SchemaChanged, SourceUnavailable, TableProblem
 from replicator.fit import fit_mirror, keep_key, leave_rows
 from replicator.history import put_all_back, save_all
+from replicator.locks import MirrorLocked, transaction_with_short_waits, wait_as_usual
 from replicator.mirror import LIVE, QUERIES, MirrorTable, key_object
 from replicator.mirror_ddl import mirror_key
 from replicator.multiset import keep_rows, record_vanished_rows
@@ -70,13 +71,14 @@ def copy_table(
     found = describe_again(conn, source, registry, table)
     if found is None:
         return seq
+    was = (table.columns, table.key, table.kept)
     gone = table.describe_as(found)
     table.consistent_from = None
     registry.set_state(table, "Snapshotting")
     bars, reported = CopyBars(), started
     reader = own_view = None
     try:
-        with wrap_warehouse_errors(table=table.name), conn.transaction():
+        with wrap_warehouse_errors(table=table.name), transaction_with_short_waits(conn, table):
             registry.write(conn, before)
             # By itself, so that nobody waits for this lock while the rows are read.
             is_fit = bool(table.key) and keep_key(conn, table)
@@ -114,6 +116,10 @@ def copy_table(
             last_seq, after, rows = _write(
                 conn, source, registry, table, reader, report, view, _copy_welcome_rows, gone, is_fit=is_fit
             )
+    except MirrorLocked as locked:
+        table.columns, table.key, table.kept = was
+        registry.postpone(table, locked)
+        return seq
     except REFUSALS as error:
         drop_request(conn, registry, table)
         hint = "Mend the cause (a view of your own may hold a column's type), then resync the table."
@@ -147,10 +153,12 @@ def _write(
     view: ReadView | None, copy_rows: _CopyRows, gone: list[str], *, is_fit: bool,
 ) -> tuple[int, Position, int]:  # fmt: skip
     """Put a result in the place of a mirror's rows and commit; the last _seq given out, when the copy is whole, its rows."""
-    with wrap_warehouse_errors(table=table.name), conn.transaction():
+    lock = bool(table.key) and not is_fit
+    with wrap_warehouse_errors(table=table.name), transaction_with_short_waits(conn, table, lock=lock):
         kept_keys = (is_fit or not table.key) and _keep_keys(conn, table)
         empty = set() if is_fit or table.key else fit_mirror(conn, registry, table, gone)
         known = [column["mirror_name"] for column in table.columns if column["mirror_name"] not in empty]
+        wait_as_usual(conn)
         has_history = (is_fit or not table.key) and save_all(conn, table, known)
         if table.key and not is_fit:
             leave_rows(conn, registry, table)

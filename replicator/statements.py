@@ -31,11 +31,13 @@ class Intent:
         action: "alter rows" for what takes rows away or brings some without row events: partitions, tablespaces.
         table: database.table; for "drop database" the database alone.
         new_name: database.table, for "rename".
+        alone: the statement does nothing else to the table than to rename it.
     """
 
     action: Action
     table: str
     new_name: str = ""
+    alone: bool = True
 
 
 def first_word(text: str) -> str:
@@ -111,7 +113,8 @@ def _parse_alter(reader: _Reader) -> list[Intent]:
         if word == "RENAME" and i + 1 < len(words) and words[i + 1] not in ("COLUMN", "INDEX", "KEY"):
             target = _Reader(reader.rest()[i + 1 :], reader.database)
             target.skip("TO", "AS", "=")
-            intents.append(Intent("rename", table, target.name()))
+            name = target.name()
+            intents.append(Intent("rename", table, name, alone=i == 0 and not target.rest()))
             break
     return intents
 
@@ -122,7 +125,7 @@ def _parse_convert(reader: _Reader, words: list[str], table: str) -> list[Intent
     name = _Reader(reader.rest()[at + 1 :], reader.database).name()
     if at < words.index("PARTITION", words.index("CONVERT")):
         return [Intent("alter rows", table), Intent("drop", name)]
-    return [Intent("alter rows", table), Intent("rename", f"{table}#partition", name)]
+    return [Intent("alter rows", table), Intent("rename", f"{table}#partition", name, alone=False)]
 
 
 def _keyword(token: Token) -> str:

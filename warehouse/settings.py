@@ -152,6 +152,13 @@ class ReplicatorSettings(Section):
     dropped_columns: Literal["keep", "drop"] = Field(
         default="keep", description="whether a column that the source drops stays in the mirror, with the values that it had"
     )
+    lock_patience_s: float = Field(
+        default=60,
+        ge=0,
+        le=86_400,
+        description="how long the stream waits where a mirror must be altered that somebody reads; then it goes on without that"
+        " table, which is copied afresh",
+    )
     snapshot_readers: int = Field(default=2, ge=1, le=32, description="how many ranges of source tables are read at once")
     snapshot_page_rows: int = Field(
         default=50_000, ge=1, le=10_000_000, description="the most rows of one SELECT of a copy; fewer where it takes long"

@@ -261,3 +261,82 @@ def test_key_of_another_type(pipeline: Pipeline) -> None:
     pipeline.assert_equal("t")
     assert pipeline.state("t")[0] == "Synced"
     assert pipeline.deleted_keys("t") == []
+
+
+def test_a_renamed_table_keeps_its_mirror(pipeline: Pipeline) -> None:
+    """The mirror takes the new name with its rows, their numbers, its indexes and quarantine, in place."""
+    schema = pipeline.source.name
+    make_table(pipeline)
+    pipeline.source.execute("CREATE TABLE k (a INT, b INT)", "INSERT INTO k VALUES (1, 1), (1, 1)")
+    pipeline.catch_up()
+    pipeline.conn.execute(
+        "INSERT INTO warehouse.quarantine (source, table_name, position, reason) SELECT source, table_name, 'x', 'y' FROM"
+        " warehouse.tables WHERE table_name LIKE '%.t'"
+    )
+    before = pipeline.read_mirror("t", "id, n, _seq")
+    pipeline.source.execute(
+        "INSERT INTO t VALUES (4, 4)", "RENAME TABLE t TO x, k TO k2, x TO u", "UPDATE u SET n = 9 WHERE id = 4",
+        "ALTER TABLE u RENAME AS v", "DELETE FROM v WHERE id = 2",
+        "ALTER TABLE v ADD c INT DEFAULT 3", "DELETE FROM k2 LIMIT 1", "CREATE TABLE t (id INT PRIMARY KEY, n INT)",
+        "INSERT INTO t VALUES (7, 7)",
+    )  # fmt: skip
+    pipeline.catch_up()
+    pipeline.assert_equal("v", "k2", "t")
+    states = "SELECT DISTINCT new_state FROM warehouse.state_changes WHERE table_name = ANY (%s) ORDER BY 1"
+    assert pipeline.fetch(states, [f"{schema}.{name}" for name in ("u", "v", "k2", "x")]) == [("DroppedSource",), ("Synced",)]
+    assert pipeline.read_mirror("v", "id, n, _seq")[:2] == [before[0], before[2]]
+    assert pipeline.state("u") == ("DroppedSource", f"the source renamed the table to {schema}.v")
+    assert pipeline.state("k")[0] == "DroppedSource"
+    assert pipeline.fetch("SELECT table_name FROM warehouse.quarantine") == [(f"{schema}.v",)]
+    assert pipeline.deleted_keys("v") == [{"id": 2}]
+    # each mirror has its own index by _seq, and the names are free for others
+    indexes = (
+        "SELECT tablename, count(*) FROM pg_indexes WHERE schemaname = %s AND indexdef LIKE '%%(_seq)' GROUP BY 1 ORDER BY 1"
+    )
+    assert pipeline.fetch(indexes, schema) == [("k2", 1), ("t", 1), ("v", 1)]
+
+
+def test_what_hangs_on_a_mirror_stays_with_its_name(pipeline: Pipeline) -> None:
+    """A view, a right or an index of somebody's: the table is copied under its new name, and the mirror stays."""
+    schema = pipeline.source.name
+    hang = {
+        "a": "CREATE VIEW {s}.w AS SELECT id FROM {s}.a", "b": "GRANT SELECT ON {s}.b TO pg_monitor",
+        "c": "CREATE INDEX mine ON {s}.c (n)",
+    }  # fmt: skip
+    for name in hang:
+        pipeline.source.execute(f"CREATE TABLE {name} (id INT PRIMARY KEY, n INT)", f"INSERT INTO {name} VALUES (1, 1)")
+    pipeline.catch_up()
+    for statement in hang.values():
+        pipeline.conn.execute(statement.format(s=schema))  # type: ignore[arg-type]
+    with pipeline.following():
+        for name in hang:
+            pipeline.source.execute(f"RENAME TABLE {name} TO {name}2", f"INSERT INTO {name}2 VALUES (2, 2)")
+        pipeline.sync()
+        for name in hang:
+            assert pipeline.state(name) == ("DroppedSource", f"the source renamed the table to {schema}.{name}2")
+            assert pipeline.read_mirror(name) == [(1, 1)]
+        pipeline.assert_equal(*(f"{name}2" for name in hang))
+
+
+def test_a_swap_keeps_views_and_the_old_rows(pipeline: Pipeline) -> None:
+    """Under a swap, in one statement or two, a name's mirror stays with its views and rights, and gets the other's rows."""
+    schema = pipeline.source.name
+    make_table(pipeline)
+    pipeline.conn.execute(f"CREATE MATERIALIZED VIEW {schema}.w AS SELECT sum(n) AS n FROM {schema}.t")  # type: ignore[arg-type]
+    pipeline.conn.execute(f"GRANT SELECT ON {schema}.t TO pg_monitor")  # type: ignore[arg-type]
+    swaps = ("RENAME TABLE t TO t_old, t_new TO t",), ("RENAME TABLE t TO t_old", "RENAME TABLE t_new TO t")
+    for i, swap in enumerate(swaps):
+        pipeline.source.execute(
+            "CREATE TABLE t_new LIKE t", f"ALTER TABLE t_new MODIFY id BIGINT, ADD c{i} INT DEFAULT 1",
+            f"INSERT INTO t_new SELECT t.*, {i} FROM t", *swap, "UPDATE t SET n = n + 10", "DROP TABLE t_old",
+        )  # fmt: skip
+        seen = set()
+        with pipeline.following():
+            while pipeline.is_copying():
+                seen.add(pipeline.fetch(f"SELECT count(*) FROM {schema}.t")[0][0])
+            pipeline.sync()
+        assert seen <= {3}
+        pipeline.assert_equal("t")
+        pipeline.conn.execute(f"REFRESH MATERIALIZED VIEW {schema}.w")  # type: ignore[arg-type]
+        assert pipeline.fetch(f"SELECT n FROM {schema}.w") == [(6 + 30 * (i + 1),)]
+        assert pipeline.fetch(f"SELECT has_table_privilege('pg_monitor', '{schema}.t', 'SELECT')") == [(True,)]
