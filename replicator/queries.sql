@@ -131,7 +131,7 @@ UPDATE warehouse.tables SET table_name = %(new)s, mirror = %(mirror)s WHERE sour
 
 -- name: rename_quarantined
 UPDATE warehouse.quarantine SET table_name = %(new)s
-WHERE source = %(source)s AND table_name = %(table)s AND state IN ('Held', 'RetryRequested')
+WHERE source = %(source)s AND table_name = %(table)s AND (state IN ('Held', 'RetryRequested') OR identity IS NOT NULL)
 
 -- name: note_rename
 INSERT INTO warehouse.state_changes (source, table_name, new_state, reason)

@@ -8,7 +8,7 @@ import random
 from tests.fixtures.churn import Churn, assert_same
 from tests.fixtures.pipeline import Pipeline
 
-POINTS = ("decode", "after_rows", "before_commit", "after_commit", "truncate", "end_copy")
+POINTS = ("decode", "after_rows", "before_commit", "after_commit", "truncate", "between_slices", "end_copy")
 
 
 def test_crash_points(mysql_pipeline: Pipeline) -> None:
@@ -20,9 +20,9 @@ def test_crash_points(mysql_pipeline: Pipeline) -> None:
     pipeline.catch_up()
     churn.start()
     for point in POINTS:
-        if point == "end_copy":
+        if point in ("between_slices", "end_copy"):
             pipeline.conn.execute("SELECT resync(%s)", (f"{pipeline.source.name}.copied",))
-        nth = 1 if point == "end_copy" else moments.randint(1, 3)
+        nth = 1 if point in ("between_slices", "end_copy") else moments.randint(1, 3)
         service = pipeline.start("replicator", "run", TAILRACE_CRASH_AT=f"{point}:{nth}")
         pipeline.wait_until(lambda service=service: service.process.poll() is not None)  # type: ignore[misc]
         assert service.process.returncode == -9, f"{point}: {service.read_log()}"
