@@ -45,6 +45,7 @@ log = structlog.get_logger()
 Outcome = Literal["done", "again"]
 
 REQUESTS_S = 0.5
+STANDBY_S = 0.25
 LOOK_S, SOON_S = 600, 5
 
 
@@ -106,7 +107,7 @@ class Replication:
     def _wait_for_lock(self, conn: Connection, progress: Progress) -> bool:
         """Become the one that writes; until then this process is a standby. False where a stop was asked for first."""
         waiting = False
-        watch = Watch(conn, self.name, self.settings.replicator.takeover_s, REQUESTS_S)
+        watch = Watch(conn, self.name, self.settings.replicator.takeover_s, STANDBY_S)
         while not self.stop.requested:
             try:
                 take_lock(conn, f"source {self.name}")
