@@ -14,8 +14,10 @@ help: ## show this list
 demo: env ## run the whole way on a generated fleet, or on DATA=path/to/train_FD001.txt[.gz]
 	@$(PY) -m demo $(if $(DATA),--data "$(DATA)") $(ARGS)
 
-test: env programs ## run all tests on real servers, three at once; ARGS="-k name" are passed to pytest
-	@$(PY) -m pytest -n 3 --dist worksteal $(ARGS)
+test: env programs ## run all tests on real servers, two at once; ARGS="-k name" are passed to pytest
+	@echo "compiling the kernels once, for both halves of the tests"
+	@$(PY) -m replicator.compile & $(PY) -m scorer.compile; wait $$!
+	@$(PY) -m pytest -n 2 --dist worksteal $(ARGS)
 
 bench: env programs ## run every script in bench/, one JSON object per figure; ARGS=--quick for short runs
 	@tools/run-benches $(ARGS)

@@ -10,11 +10,13 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+import pymysql
+
 from replicator.key_order import Key, KeyOrder, NotAKey
 from replicator.mirror import QUERIES, MirrorTable
 from replicator.position import Position
 from replicator.result import quote_name, quote_table
-from replicator.source import Source, SourceTable
+from replicator.source import Source, SourceTable, wrap_errors
 from replicator.touched import Touched
 from replicator.typemap import Kind
 from warehouse.db import Connection
@@ -141,10 +143,20 @@ def plan_copy(
     )
 
 
-def estimate_rows(source: Source, name: str) -> int:
-    """About how many rows a table has, as the optimizer sees it."""
+def estimate_rows(source: Source, name: str, connection: pymysql.Connection[Any] | None = None) -> int:
+    """About how many rows a table has, as the optimizer sees it.
+
+    Args:
+        connection: one that holds the table's lock, where there is one. Another reader would wait behind the writers that wait
+            for that lock.
+    """
     form, column = ("", 8) if source.flavor == "mariadb" else ("FORMAT=TRADITIONAL ", 9)
-    return int(source.query(f"EXPLAIN {form}SELECT * FROM {quote_table(name)}")[0][column] or 0)  # noqa: S608 - quoted
+    text = f"EXPLAIN {form}SELECT * FROM {quote_table(name)}"  # noqa: S608 - quoted
+    if connection is None:
+        return int(source.query(text)[0][column] or 0)
+    with wrap_errors("cannot estimate a table's rows"), connection.cursor() as cursor:
+        cursor.execute(text)
+        return int(cursor.fetchall()[0][column] or 0)
 
 
 def _divide(source: Source, found: SourceTable, order: KeyOrder, readers: int) -> list[CopyRange]:

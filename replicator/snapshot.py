@@ -53,9 +53,8 @@ class Interrupted(Exception):
 
 
 def copy_table(
-    conn: Connection, source: Source, registry: Registry, table: MirrorTable, seq: int, stop: Stop,
-    view: ReadView | None = None, estimate: int | None = None,
-) -> int:  # fmt: skip
+    conn: Connection, source: Source, registry: Registry, table: MirrorTable, seq: int, stop: Stop, view: ReadView | None = None
+) -> int:
     """Copy a table afresh and commit it; the last _seq given out.
 
     Args:
@@ -63,7 +62,6 @@ def copy_table(
         table: its state becomes Snapshotting, and Synced once the stream has passed the end of the copy.
         seq: the last _seq given out before.
         view: where to read the table as of one position. A table without a key is always read so.
-        estimate: about how many rows there are; goes with a view, because while its tables are locked nobody else may ask.
 
     Raises:
         Interrupted: stop was requested; the mirror is as it was before.
@@ -87,12 +85,11 @@ def copy_table(
             if is_fit:
                 fit_mirror(conn, registry, table, gone)
         registry.written()
-        if estimate is None:
-            estimate = estimate_rows(source, table.name)
         if not found.key and view is None:
             view = own_view = ReadView(source, [table.name])
         if view is not None and source.describe(table.name) != found:
             raise SourceUnavailable(f"{table.name} was altered while its copy began")
+        estimate = estimate_rows(source, table.name, None if view is None else view.connection)
         reader = ResultReader(source, found, seq, view)
 
         def report(rows: int) -> None:
@@ -280,7 +277,6 @@ def _copy_together(conn: Connection, source: Source, registry: Registry, left: l
     """Copy tables as of one position; those that cannot be copied leave the others to be copied again."""
     while left:
         there = [table for table in left if _is_lockable(source, table)]
-        estimates = {table.name: estimate_rows(source, table.name) for table in there}
         try:
             view = ReadView(source, [table.name for table in there])
         except LockRefused as problem:
@@ -294,10 +290,7 @@ def _copy_together(conn: Connection, source: Source, registry: Registry, left: l
         try:
             failed = None
             for table in left:
-                is_there = table.name in estimates
-                seq = copy_table(
-                    conn, source, registry, table, seq, stop, view if is_there else None, estimates.get(table.name)
-                )
+                seq = copy_table(conn, source, registry, table, seq, stop, view if table in there else None)
                 if table.state not in LIVE:
                     failed = table
                     break
