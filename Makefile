@@ -14,7 +14,7 @@ help: ## show this list
 demo: env ## run the whole way on a generated fleet, or on DATA=path/to/train_FD001.txt[.gz]
 	@$(PY) -m demo $(if $(DATA),--data "$(DATA)") $(ARGS)
 
-test: env programs ## run all tests on real servers, two at once; ARGS="-k name" are passed to pytest
+test: env programs ## run the tests on real servers, two at once; ARGS="-k name" are passed to pytest, ARGS=--all adds the long ones
 	@echo "compiling the kernels once, for both halves of the tests"
 	@$(PY) -m replicator.compile & $(PY) -m scorer.compile; wait $$!
 	@$(PY) -m pytest -n 2 --dist worksteal $(ARGS)

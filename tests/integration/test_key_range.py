@@ -95,10 +95,11 @@ def test_a_page_reads_no_more_than_itself(pipeline: Pipeline) -> None:
         ("parts", "k INT, j VARCHAR(20) CHARACTER SET utf8mb4 COLLATE utf8mb4_general_ci", "k, j"),
     ):
         pipeline.source.execute(f"CREATE TABLE {table} ({columns}, n INT, PRIMARY KEY ({key}))")
-        with pipeline.source.connect() as conn, conn.cursor() as cursor:
+        with pipeline.source.connect(autocommit=False) as conn, conn.cursor() as cursor:
             value = VALUES[table]
             rows = [(n,) * (1 + value.count("%s")) for n in range(3000)]
             cursor.executemany(f"INSERT INTO {table} VALUES ({value}, %s)", rows)
+            conn.commit()
         source = Source(pipeline.settings.source)
         found = source.describe(f"{pipeline.source.name}.{table}")
         assert found is not None

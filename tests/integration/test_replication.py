@@ -199,7 +199,8 @@ def test_tables_outside_the_patterns_stay_out(pipeline: Pipeline) -> None:
     assert pipeline.read_mirror("in_a", order="1") == [(1,)]
 
 
-@pytest.mark.parametrize("rows", [50_000])
+@pytest.mark.long
+@pytest.mark.parametrize("rows", [20_000])
 def test_rows_that_change_while_they_are_copied(pipeline: Pipeline, rows: int) -> None:
     """Inserts, updates and deletes during the copy: equal afterwards, no row of the past comes back."""
     pipeline.source.execute("CREATE TABLE t (id INT PRIMARY KEY, n INT, pad VARCHAR(50))")

@@ -20,6 +20,7 @@ def test_with_checksums_no_damage_yields_another_row(seed: int) -> None:
     assert errors > 300
 
 
+@pytest.mark.long
 def test_no_kernel_reaches_beyond_its_arrays(pytestconfig: pytest.Config) -> None:
     """Without checksums anything may be read, but only inside the arrays; the kernels run with bounds checks.
 
