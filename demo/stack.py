@@ -29,7 +29,8 @@ from demo.plant import DATABASE, TABLES, Plant
 from demo.servers import MariaDBServer, MySQLServer, PostgresServer, Programs, ProgramsMissing, Server, cache_folder, provide
 from warehouse.db import Connection, connect
 from warehouse.errors import TailraceError
-from warehouse.settings import Settings, load_settings
+from warehouse.settings import Settings
+from warehouse.settings_file import load_settings
 
 ROOT = Path(__file__).parent.parent
 USER = "tailrace"

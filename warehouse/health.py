@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 from warehouse.db import Connection, connect, wrap_errors
 from warehouse.errors import TailraceError
-from warehouse.settings import Settings, load_settings
+from warehouse.settings import Settings
+from warehouse.settings_file import load_settings
 
 SERVICES = ("replicator", "scorer")
 SILENCE_S = 60.0  # a source may be silent for longer than its heartbeats while a large batch is applied

@@ -21,7 +21,8 @@ import tenacity
 
 from warehouse.errors import TailraceError
 from warehouse.log import configure_log
-from warehouse.settings import DEFAULT_FILE, RetrySettings, Settings, load_settings
+from warehouse.settings import RetrySettings, Settings
+from warehouse.settings_file import DEFAULT_FILE, load_settings
 
 log = structlog.get_logger()
 

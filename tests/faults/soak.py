@@ -24,7 +24,7 @@ from tests.fixtures.pipeline import Pipeline
 from tests.fixtures.scripts import KINDS, open_folder, open_pipeline, open_servers
 from warehouse.log import configure_log
 from warehouse.service import Stop, keep_trying
-from warehouse.settings import load_settings
+from warehouse.settings_file import load_settings
 
 # A copy that is asked for leads there; the others come by themselves again and again.
 COPYING = frozenset({"begin_copy", "copy", "end_copy", "between_slices", "save"})

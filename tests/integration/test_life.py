@@ -15,7 +15,7 @@ from scorer.score import ModelScorer
 from tests.fixtures.plant import FEATURES, TRAINING_QUERY, Plant, make_readings
 from warehouse.db import connect
 from warehouse.service import Stop
-from warehouse.settings import load_settings
+from warehouse.settings_file import load_settings
 
 
 def insert_faults(plant: Plant, first: int, faults: int = 3, seed: int = 1) -> None:

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 from demo.fleet import MEASUREMENTS
-from warehouse.settings import load_settings
+from warehouse.settings_file import load_settings
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 

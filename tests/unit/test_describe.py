@@ -7,7 +7,8 @@ import pytest
 from pydantic import SecretStr
 
 from warehouse import describe
-from warehouse.settings import Settings, WarehouseSettings, load_settings
+from warehouse.settings import Settings, WarehouseSettings
+from warehouse.settings_file import load_settings
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -4,7 +4,8 @@ import pytest
 
 from replicator.lineage import is_same_head, is_whole_head
 from warehouse.errors import SettingsError
-from warehouse.settings import SourceSettings, load_settings
+from warehouse.settings import SourceSettings
+from warehouse.settings_file import load_settings
 
 
 @pytest.mark.parametrize(
