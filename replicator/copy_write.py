@@ -50,7 +50,9 @@ def write_slices(
         aside += [(each, poison) for poison in block.set_aside]
         if table.held:
             _end_held(writer, table, block, kept, seq + 1)
-        for i in [i for i in np.nonzero(kept)[0].tolist() if first + i in refused]:
+        for i in [number - first for number in sorted(refused) if first <= number < first + len(kept)]:
+            if not kept[i]:
+                continue
             kept[i] = False
             raw = block.tuples[block.starts[i] : block.starts[i + 1]].tobytes()
             aside.append((each, of_tuple(table, raw, refused[first + i])))
