@@ -74,10 +74,11 @@ def measure(plant: Plant, rate: int, seconds: float, first: int, table: str = NA
     looks: list[tuple[float, int]] = []
     done = threading.Event()
     watcher = threading.Thread(target=watch, args=(plant, looks, done))
-    insert(plant, rate, 1.0, first - 2 * rate, table)
+    make_procedure(plant, table)
+    insert(plant, rate, 1.0, first - 2 * rate)
     watcher.start()
     began = time.time()
-    rows = insert(plant, rate, seconds, first, table)
+    rows = insert(plant, rate, seconds, first)
     took = time.time() - began
     with plant.warehouse() as conn:
         while conn.execute(f"SELECT count(*) FROM {table} WHERE id >= {first}").fetchone() != (rows,):
@@ -102,9 +103,8 @@ def watch(plant: Plant, looks: list[tuple[float, int]], done: threading.Event) -
                 looks.append((time.time(), row[0]))
 
 
-def insert(plant: Plant, rate: int, seconds: float, first: int, table: str = NAME) -> int:
-    """Insert rows one per transaction, in bursts of 10 ms; how many."""
-    burst = max(1, round(rate * BURST_S))
+def make_procedure(plant: Plant, table: str) -> None:
+    """The procedure that inserts a burst of rows into a table, one per transaction."""
     values = ", ".join("ROUND(RAND() * 100, 4)" for _ in MEASUREMENTS)
     with plant.connect() as conn, conn.cursor() as cursor:
         cursor.execute("DROP PROCEDURE IF EXISTS plant.burst")
@@ -113,6 +113,12 @@ def insert(plant: Plant, rate: int, seconds: float, first: int, table: str = NAM
             f" WHILE i < n DO INSERT INTO {table} VALUES (first + i, 1, i % 100, 1, NOW(3), {values});"
             " SET i = i + 1; END WHILE; END"
         )
+
+
+def insert(plant: Plant, rate: int, seconds: float, first: int) -> int:
+    """Insert rows one per transaction, in bursts of 10 ms; how many."""
+    burst = max(1, round(rate * BURST_S))
+    with plant.connect() as conn, conn.cursor() as cursor:
         began = time.perf_counter()
         bursts = round(seconds / BURST_S)
         for n in range(bursts):

@@ -15,6 +15,9 @@ from warehouse.settings import Settings
 from warehouse.status import print_status, read_status
 from warehouse.verbs import add_bounds, call_verb, request_copy
 
+# How long one thread may hold the others up.
+_TURN_S = 0.0005
+
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
@@ -77,6 +80,8 @@ def run(args: argparse.Namespace, settings: Settings) -> None:
     # The kernels are compiled, or loaded from their cache, on import.
     from replicator.run import Replication
 
+    # Decoding, copying and writing are threads, and the default is ten times as long: a copy would delay every batch.
+    sys.setswitchinterval(_TURN_S)
     stop = Stop()
     stop.catch_signals()
     replication = Replication(settings, stop, until_caught_up=args.until_caught_up)

@@ -19,8 +19,8 @@ from psycopg import sql
 from replicator.apply import ALTERED, REFUSALS, Applier
 from replicator.copy_bars import Bar, CopyBars
 from replicator.copy_plan import Bound, TableCopy, plan_copy, read_copies
-from replicator.copy_reader import Anchor, Pages, RangeDone, RangeFailed, Readers, Slice
-from replicator.copy_write import find_refused_rows, sweep, write_slices
+from replicator.copy_reader import Anchor, Found, Left, Pages, RangeDone, RangeFailed, Readers, Slice
+from replicator.copy_write import find_refused_rows, write_slices
 from replicator.crash import reach
 from replicator.errors import SchemaChanged, SourceUnavailable, TableProblem
 from replicator.fit import fit_mirror, keep_key, leave_rows
@@ -32,6 +32,7 @@ from replicator.quarantine import ROW_REFUSALS, read_identities
 from replicator.schema import Registry
 from replicator.snapshot import CopyRefused, describe_again, drop_request
 from replicator.source import Source, SourceTable
+from replicator.sweep import sweep
 from replicator.write import MirrorDiverged
 from warehouse.db import wrap_errors
 from warehouse.settings import Settings
@@ -39,9 +40,11 @@ from warehouse.settings import Settings
 log = structlog.get_logger()
 
 # How long one write may take: while the stream brings changes, and while it is idle.
-_BUSY_S, _IDLE_S = 0.006, 0.03
+_BUSY_S, _IDLE_S = 0.003, 0.03
 _FEWEST_ROWS = 100
-_LAGGING_S = 1.0
+# While the stream is busy the processors are its own for so long after a write, in terms of the write.
+_REST = 0.5
+_LAGGING_S, _LOOK_S = 1.0, 0.05
 _NOTE_S, _REPORT_S = 1, 5
 _FAILURES = 5
 
@@ -62,25 +65,24 @@ class Copies:
         self._copies: dict[str, TableCopy] = {}
         self._waiting: list[TableCopy] = []
         self._places: dict[str, tuple[Place, bool] | None] = {}
-        self._held: Slice | RangeDone | RangeFailed | None = None
+        self._held: Found | None = None
         self._pages: Pages | None = None
         self._readers: Readers | None = None
         self._bars = CopyBars()
-        self._rows_per_s = 100_000.0
+        self._rows_per_s = 20_000.0
         self._position: Position | None = None
-        self._wrote_at = self._noted_at = self._reported_at = 0.0
+        self._wrote_at = self._rest_until = self._noted_at = self._reported_at = 0.0
 
     @property
     def is_active(self) -> bool:
         """True while anything is being copied."""
         return bool(self._copies)
 
-    @property
-    def has_work(self) -> bool:
-        """True where something waits to be written, or a copy to be ended."""
-        if self._held is not None or (self._readers is not None and not self._readers.found.empty()):
-            return True
-        return self._find_read() is not None
+    def wait_s(self, longest_s: float) -> float:
+        """How long the stream may be waited for until there is something to write, or a copy to be ended; seconds."""
+        if self._held is None and (self._readers is None or self._readers.found.empty()) and self._find_read() is None:
+            return longest_s
+        return min(max(0.0, self._rest_until - time.monotonic()), longest_s)
 
     def runs(self, table: MirrorTable) -> bool:
         """Whether a table is being copied."""
@@ -251,30 +253,39 @@ class Copies:
             is_busy: the stream brings changes and must not wait long. lag_ms: how far it is behind.
         """
         now = time.monotonic()
+        if now < self._rest_until:
+            return seq
         if lag_ms > self._settings.replicator.snapshot_max_lag_ms and now < self._wrote_at + _LAGGING_S:
+            self._rest_until = now + _LOOK_S
             return seq
         self._report(now)
+        most_rows = max(_FEWEST_ROWS, int(self._rows_per_s * (_BUSY_S if is_busy else _IDLE_S)))
         if (read := self._find_read()) is not None:
-            seq = self._end_more(read, seq)
-            self._wrote_at = time.monotonic()
-            return seq
-        slices = self._take_slices(max(_FEWEST_ROWS, int(self._rows_per_s * (_BUSY_S if is_busy else _IDLE_S))))
-        if slices:
+            seq = self._end_more(read, seq, most_rows)
+        elif slices := self._take_slices(most_rows):
             seq = self._write(slices, seq)
             reach("between_slices")
-        elif isinstance(self._held, RangeDone):
-            done, self._held = self._held, None
-            if not done.copy.is_cancelled:
-                done.range.done = True
-                self._note_progress(done.copy)
-        elif isinstance(self._held, RangeFailed):
-            failed, self._held = self._held, None
-            if not failed.copy.is_cancelled:
-                self._deal_with(failed)
+        else:
+            self._take_note()
         self._wrote_at = time.monotonic()
+        if is_busy:
+            self._rest_until = self._wrote_at + _REST * (self._wrote_at - now)
         return seq
 
-    def _next(self) -> Slice | RangeDone | RangeFailed | None:
+    def _take_note(self) -> None:
+        """Deal with what a reader says that is no row."""
+        item, self._held = self._held, None
+        if item is None or item.copy.is_cancelled:
+            return
+        if isinstance(item, RangeDone):
+            item.range.done = True
+            self._note_progress(item.copy)
+        elif isinstance(item, Left):
+            item.copy.left, item.copy.is_sought = item.rows, False
+        elif isinstance(item, RangeFailed):
+            self._deal_with(item)
+
+    def _next(self) -> Found | None:
         if self._held is None and self._readers is not None:
             try:
                 self._held = self._readers.found.get_nowait()
@@ -352,7 +363,8 @@ class Copies:
         for each in slices:
             self._end_page(each)
         took = max(1e-4, time.monotonic() - started)
-        self._rows_per_s += 0.2 * (rows / took - self._rows_per_s)
+        # down at once: the stream waits behind writes that take longer than they should
+        self._rows_per_s = min(rows / took, self._rows_per_s + 0.2 * (rows / took - self._rows_per_s))
         return last
 
     def _note_progress(self, copy: TableCopy) -> None:
@@ -364,7 +376,8 @@ class Copies:
     def _find_read(self) -> TableCopy | None:
         """A copy of which all is read and written."""
         for copy in self._copies.values():
-            if copy.drift is not None and all(part.done for part in copy.ranges) and self._may_sweep(copy):
+            is_read = copy.drift is not None and all(part.done for part in copy.ranges)
+            if is_read and not copy.is_sought and self._may_sweep(copy):
                 return copy
         return None
 
@@ -376,13 +389,20 @@ class Copies:
             copy.read_at = self._source.position()
         return self._position is not None and self._position.covers(copy.read_at)
 
-    def _end_more(self, copy: TableCopy, seq: int) -> int:
-        """Take away rows that the source has no longer, some at a time, then end the copy."""
-        with wrap_errors(table=copy.table.name):
-            swept = sweep(self._conn, self._registry.name, copy, seq) if copy.is_filled else 0
-        if not swept:
+    def _end_more(self, copy: TableCopy, seq: int, most_rows: int) -> int:
+        """Take away rows that the source has no longer, some at a time, as a thread finds them; then end the copy."""
+        if copy.is_filled and copy.left is None:
+            assert self._readers is not None, "one has read all of it"
+            copy.is_sought = True
+            self._readers.find_left(copy)
+        elif copy.is_filled and copy.left:
+            # a deleted row costs more than one that is written
+            rows, copy.left = copy.left[: most_rows // 2], copy.left[most_rows // 2 :] or None
+            with wrap_errors(table=copy.table.name):
+                seq += sweep(self._conn, self._registry.name, copy, seq, rows)
+        else:
             self._end(copy, seq)
-        return seq + swept
+        return seq
 
     def _end(self, copy: TableCopy, seq: int) -> None:
         table = copy.table

@@ -67,6 +67,7 @@ class TableCopy:
         rows_done, rows_estimate: rows read so far, and about how many there are.
         drift: how much the mirror's count of rows was off when the copy began; None until it is known.
         read_at: the source's position once all was read, where the stream must be before rows are swept away.
+        left: where rows are that are to be swept away, once a thread has looked; is_sought: one looks just now.
         is_cancelled: nothing more is read or written for it.
     """
 
@@ -82,6 +83,8 @@ class TableCopy:
     rows_done: int = 0
     drift: int | None = None
     read_at: Position | None = None
+    left: list[str] | None = None
+    is_sought: bool = False
     is_cancelled: bool = False
     failures: int = 0
     rows_before: int = 0

@@ -17,12 +17,13 @@ from replicator.copy_plan import CopyRange, TableCopy
 from replicator.key_range import Block, RangeReader
 from replicator.position import Position
 from replicator.source import Source
+from replicator.sweep import find_left
 from warehouse.db import connect, wrap_errors
 from warehouse.settings import Settings
 
 log = structlog.get_logger()
 
-_AHEAD = 24
+_AHEAD = 12
 _ALL = 1 << 62
 _FIRST_ROWS, _FEWEST_ROWS = 4096, 256
 # A SELECT that takes long keeps the table from being altered and keeps undo history.
@@ -68,12 +69,23 @@ class RangeDone:
 
 
 @dataclass(frozen=True)
+class Left:
+    """Where rows are, as ctids, that the copy did not find; some of them, or none."""
+
+    copy: TableCopy
+    rows: list[str]
+
+
+@dataclass(frozen=True)
 class RangeFailed:
     """A range could not be read to its end."""
 
     copy: TableCopy
     range: CopyRange
     error: Exception
+
+
+Found = Slice | RangeDone | RangeFailed | Left
 
 
 class Pages:
@@ -161,20 +173,27 @@ class Readers:
         wake: set whenever something was read.
 
     Attributes:
-        found: Slice, RangeDone and RangeFailed in the order of reading, those of one range after another.
+        found: what was read, in the order of reading, that of one range after another.
     """
 
     def __init__(self, source: Source, settings: Settings, pages: Pages, wake: threading.Event) -> None:
         self._source, self._settings, self._pages, self._wake = source, settings, pages, wake
-        self.found: queue.Queue[Slice | RangeDone | RangeFailed] = queue.Queue(maxsize=_AHEAD)
+        self.found: queue.Queue[Found] = queue.Queue(maxsize=_AHEAD)
         self.throttle = Throttle(settings)
-        self._jobs: queue.SimpleQueue[tuple[TableCopy, CopyRange]] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[tuple[TableCopy, CopyRange | None]] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._threads: set[threading.Thread] = set()
         self._closing = threading.Event()
 
     def read(self, copy: TableCopy, part: CopyRange) -> None:
         """Begin to read a range as soon as a thread is free."""
+        self._begin(copy, part)
+
+    def find_left(self, copy: TableCopy) -> None:
+        """Look for rows to be swept away, as soon as a thread is free."""
+        self._begin(copy, None)
+
+    def _begin(self, copy: TableCopy, part: CopyRange | None) -> None:
         with self._lock:
             self._jobs.put((copy, part))
             if len(self._threads) < self._settings.replicator.snapshot_readers:
@@ -206,12 +225,15 @@ class Readers:
                         return
                     copy, part = self._jobs.get()
                 try:
-                    self._read_range(source, copy, part)
+                    if part is None:
+                        self._find_left(copy)
+                    else:
+                        self._read_range(source, copy, part)
                 except Exception as error:  # noqa: BLE001 - it is dealt with where the slices are written
                     if copy.failures:
                         self._closing.wait(_RETRY_S)
-                    self._put(copy, RangeFailed(copy, part, error))
-                if copy.is_cancelled:
+                    self._put(copy, RangeFailed(copy, part or copy.ranges[0], error))
+                if copy.is_cancelled and part is not None:
                     self._pages.end(part.page)
         finally:
             source.close()
@@ -275,7 +297,7 @@ class Readers:
         while time.monotonic() < end and not copy.is_cancelled and not self._closing.is_set():
             self._closing.wait(_LOOK_S)
 
-    def _put(self, copy: TableCopy, item: Slice | RangeDone | RangeFailed) -> None:
+    def _put(self, copy: TableCopy, item: Found) -> None:
         while not (copy.is_cancelled or self._closing.is_set()):
             try:
                 self.found.put(item, timeout=_LOOK_S)
@@ -283,6 +305,11 @@ class Readers:
                 return
             except queue.Full:
                 continue
+
+    def _find_left(self, copy: TableCopy) -> None:
+        with connect(self._settings.warehouse, "left rows") as conn, wrap_errors(table=copy.table.name):
+            rows = find_left(conn, copy)
+        self._put(copy, Left(copy, rows))
 
     def _count(self, copy: TableCopy) -> int:
         """How many rows the mirror has more than was counted; somebody may have written into it."""

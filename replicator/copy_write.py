@@ -1,4 +1,4 @@
-"""Writes what copies read into the mirrors, and takes away what they did not find; see copies.py.
+"""Writes what copies read into the mirrors; see copies.py.
 
 Owns the statements. Transactions are the caller's, unless it is said otherwise.
 """
@@ -6,24 +6,19 @@ Owns the statements. Transactions are the caller's, unless it is said otherwise.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from psycopg import sql
 
 from replicator import decode
 from replicator.copy_binary import COPY_HEADER, COPY_TRAILER, copy_statement
 from replicator.copy_plan import TableCopy
 from replicator.copy_reader import Slice
 from replicator.key_range import Block
-from replicator.mirror import QUERIES, MirrorTable, key_object
+from replicator.mirror import QUERIES, MirrorTable
 from replicator.quarantine import Poison, end_superseded, identify, of_tuple, set_aside
 from replicator.refused import find_refused
 from replicator.write import MirrorWriter
-from warehouse.db import Connection
-
-_SWEEP_ROWS = 5_000
 
 
 def write_slices(
@@ -136,49 +131,6 @@ def _delete(writer: MirrorWriter, table: MirrorTable, old: list[tuple[Block, NDA
         at, offset = at + len(rows), offset + len(block.keys)
     keys = np.concatenate([block.keys for block, _ in old])
     return writer.delete_keys(table, np.arange(len(entries)), entries, keys)
-
-
-def sweep(conn: Connection, source: str, copy: TableCopy, seq: int) -> int:
-    """Delete rows that neither the copy nor the stream has written since it began, and record their keys, in one transaction;
-    how many.
-    """
-    table = copy.table
-    where: list[sql.Composable] = [sql.SQL("_seq <= {}").format(sql.Literal(copy.base_seq))]
-    for bound, sign in ((copy.low, ">="), (copy.high, "<=")):
-        if bound:
-            where.append(_bound(copy, bound, sign))
-    statement = sql.SQL(
-        "WITH gone AS (DELETE FROM {mirror} m WHERE ctid = ANY (ARRAY("
-        "SELECT ctid FROM {mirror} WHERE {where} ORDER BY _seq LIMIT {most})) RETURNING {key} AS key)"
-        " INSERT INTO warehouse.deleted_rows (source, table_name, key, seq)"
-        " SELECT {source}, {table}, key, {seq} + row_number() OVER () FROM gone"
-    ).format(
-        mirror=table.identifier, where=sql.SQL(" AND ").join(where), most=sql.Literal(_SWEEP_ROWS),
-        key=key_object(table, sql.SQL("m.")), source=sql.Literal(source), table=sql.Literal(table.name),
-        seq=sql.Literal(seq),
-    )  # fmt: skip
-    with conn.transaction():
-        count = conn.execute(statement).rowcount
-        facts = {"source": source, "table": table.name, "rows": -count, "inserted": 0, "raw_rows": 0}
-        for name in ("count_copied", "write_seq", "notify") if count else ():
-            conn.execute(QUERIES[name], facts | {"seq": seq + count})
-    return count
-
-
-def _bound(copy: TableCopy, bound: dict[str, Any], sign: str) -> sql.Composable:
-    described = {column["name"]: column for column in copy.table.columns}
-    assert copy.order is not None, "bounds are values of an order"
-    columns = [described[each.name] for each in copy.order.columns[: len(bound)]]
-    names = sql.SQL(", ").join([sql.Identifier(column["mirror_name"]) for column in columns])
-    values = sql.SQL(", ").join(
-        [sql.SQL("CAST({} AS {})").format(sql.Literal(str(bound[c["name"]])), sql.SQL(_mirror_type(c))) for c in columns]
-    )
-    return sql.SQL("ROW({}) {} ROW({})").format(names, sql.SQL(sign), values)
-
-
-def _mirror_type(column: dict[str, str]) -> Any:
-    """A column's type as SQL; the text comes from typemap.py."""
-    return column["mirror_type"]
 
 
 def _pieces(block: Block, kept: NDArray[np.bool_]) -> list[memoryview]:

@@ -223,7 +223,7 @@ class Replication:
             work.note_head(saved_at)
             work.copies.note(work.seq, work.position)
             while True:
-                item = work.poll(ahead, 0 if work.copies.has_work else TICK_S)
+                item = work.poll(ahead, TICK_S if work.applier.is_open else work.copies.wait_s(TICK_S))
                 now = time.monotonic()
                 if item is not None:
                     work.note_head(now)
