@@ -10,28 +10,25 @@ import queue
 import threading
 import time
 from dataclasses import replace
-from typing import Any
 
 import psycopg
 import structlog
-from psycopg import sql
 
 from replicator.apply import ALTERED, REFUSALS, Applier
-from replicator.copy_bars import Bar, CopyBars
-from replicator.copy_plan import Bound, TableCopy, plan_copy, read_copies
+from replicator.copy_ends import begin_copy, end_copy, may_sweep
+from replicator.copy_pace import Pace
+from replicator.copy_plan import TableCopy, read_copies
 from replicator.copy_reader import Anchor, Found, Left, Pages, RangeDone, RangeFailed, Readers, Slice
+from replicator.copy_report import CopyReport
 from replicator.copy_write import find_refused_rows, write_slices
 from replicator.crash import reach
 from replicator.errors import SchemaChanged, SourceUnavailable, TableProblem
-from replicator.fit import fit_mirror, keep_key, leave_rows
-from replicator.key_order import KeyOrder, NotAKey
-from replicator.locks import MirrorLocked, transaction_with_short_waits
-from replicator.mirror import QUERIES, MirrorTable
+from replicator.mirror import MirrorTable
 from replicator.position import Position
-from replicator.quarantine import ROW_REFUSALS, read_identities
+from replicator.quarantine import ROW_REFUSALS
 from replicator.schema import Registry
 from replicator.snapshot import CopyRefused, describe_again, drop_request
-from replicator.source import Source, SourceTable
+from replicator.source import Source
 from replicator.sweep import sweep
 from replicator.write import MirrorDiverged
 from warehouse.db import wrap_errors
@@ -39,13 +36,6 @@ from warehouse.settings import Settings
 
 log = structlog.get_logger()
 
-# How long one write may take: while the stream brings changes, and while it is idle.
-_BUSY_S, _IDLE_S = 0.003, 0.03
-_FEWEST_ROWS = 100
-# While the stream is busy the processors are its own for so long after a write, in terms of the write.
-_REST = 0.5
-_LAGGING_S, _LOOK_S = 1.0, 0.05
-_NOTE_S, _REPORT_S = 1, 5
 _FAILURES = 5
 
 Place = tuple[int, int]
@@ -68,10 +58,9 @@ class Copies:
         self._held: Found | None = None
         self._pages: Pages | None = None
         self._readers: Readers | None = None
-        self._bars = CopyBars()
-        self._rows_per_s = 20_000.0
+        self._report = CopyReport(self._conn, registry.name)
+        self._pace = Pace(settings.replicator.snapshot_max_lag_ms)
         self._position: Position | None = None
-        self._wrote_at = self._rest_until = self._noted_at = self._reported_at = 0.0
 
     @property
     def is_active(self) -> bool:
@@ -82,7 +71,7 @@ class Copies:
         """How long the stream may be waited for until there is something to write, or a copy to be ended; seconds."""
         if self._held is None and (self._readers is None or self._readers.found.empty()) and self._find_read() is None:
             return longest_s
-        return min(max(0.0, self._rest_until - time.monotonic()), longest_s)
+        return min(self._pace.rest_s(time.monotonic()), longest_s)
 
     def runs(self, table: MirrorTable) -> bool:
         """Whether a table is being copied."""
@@ -95,7 +84,7 @@ class Copies:
         if self._readers is not None:
             self._readers.close()
         self._readers, self._held = None, None
-        self._bars.close()
+        self._report.close()
 
     # ------------------------------------------------------------------------------------------------ beginning
     def resume(self) -> None:
@@ -122,65 +111,14 @@ class Copies:
         found = describe_again(self._conn, self._source, self._registry, table)
         if found is None:
             return True
-        order = KeyOrder.read(self._source, found)
         if not found.key:
             return False
         self.cancel(table)
-        with wrap_errors():
-            facts = {"source": self._registry.name, "table": table.name}
-            low, high = self._conn.execute(QUERIES["read_range"], facts).fetchone() or (None, None)
-        if not table.is_described_as(found) or table.state != "Synced":
-            # only a part of what has become another table, or never was whole, would not be enough
-            low = high = None
-        table.copied_after = before
-        was = (table.columns, table.key, table.kept)
-        try:
-            self._begin(table, found, order, seq, position, low, high)
-        except MirrorLocked as locked:
-            table.columns, table.key, table.kept = was
-            self._registry.postpone(table, locked)
-        except REFUSALS as error:
-            table.touched = None
-            drop_request(self._conn, self._registry, table)
-            hint = "Mend the cause (a view of your own may hold a column's type), then resync the table."
-            reason = f"Postgres refused the copy: {str(error).strip().splitlines()[0]}"
-            self._registry.reject(table.number, CopyRefused(reason, hint=hint))
+        readers = self._settings.replicator.snapshot_readers
+        copy = begin_copy(self._conn, self._source, self._registry, table, found, before, seq, position, readers)
+        if copy is not None:
+            self._add(copy)
         return True
-
-    def _begin(
-        self,
-        table: MirrorTable,
-        found: SourceTable,
-        order: KeyOrder | None,
-        seq: int,
-        position: Position,
-        low: Bound,
-        high: Bound,
-    ) -> None:
-        registry, conn = self._registry, self._conn
-        gone = table.describe_as(found)
-        table.consistent_from, table.exact = None, False
-        registry.set_state(table, "Snapshotting")
-        with wrap_errors(table=table.name), transaction_with_short_waits(conn, table):
-            registry.write(conn, position)
-            if not keep_key(conn, table):
-                # The rows cannot be found again by a key that they do not have.
-                leave_rows(conn, registry, table)
-                conn.execute(sql.SQL("TRUNCATE {}").format(table.identifier))
-            fit_mirror(conn, registry, table, gone)
-            row: Any = conn.execute(sql.SQL("SELECT EXISTS (SELECT FROM {})").format(table.identifier)).fetchone()
-            readers, is_filled = self._settings.replicator.snapshot_readers, bool(row[0])
-            try:
-                copy = plan_copy(self._source, table, found, order, seq, readers, low, high, is_filled=is_filled)
-            except NotAKey as problem:
-                log.warning("the whole table is copied", table=table.name, reason=str(problem))
-                copy = plan_copy(self._source, table, found, order, seq, readers, None, None, is_filled=is_filled)
-            conn.execute(QUERIES["begin_copy"], copy.describe(registry.name, None))
-            reach("begin_copy")
-        registry.written()
-        table.resync, table.copy_after = False, None
-        self._add(copy)
-        log.info("copy begins", table=table.name, rows=copy.rows_estimate, ranges=len(copy.ranges), seq=seq)
 
     def _add(self, copy: TableCopy) -> None:
         self._copies[copy.table.name] = copy
@@ -201,7 +139,7 @@ class Copies:
         """Write nothing more of a copy."""
         copy = self._copies.pop(table.name, None)
         if copy is not None and not self._copies:
-            self._bars.close()
+            self._report.close()
         if copy is not None:
             copy.is_cancelled = True
             self._waiting = [each for each in self._waiting if each is not copy]
@@ -253,13 +191,10 @@ class Copies:
             is_busy: the stream brings changes and must not wait long. lag_ms: how far it is behind.
         """
         now = time.monotonic()
-        if now < self._rest_until:
+        if not self._pace.may_write(now, lag_ms):
             return seq
-        if lag_ms > self._settings.replicator.snapshot_max_lag_ms and now < self._wrote_at + _LAGGING_S:
-            self._rest_until = now + _LOOK_S
-            return seq
-        self._report(now)
-        most_rows = max(_FEWEST_ROWS, int(self._rows_per_s * (_BUSY_S if is_busy else _IDLE_S)))
+        self._report.show(self._copies.values(), self._waits_for)
+        most_rows = self._pace.most_rows(is_busy=is_busy)
         if (read := self._find_read()) is not None:
             seq = self._end_more(read, seq, most_rows)
         elif slices := self._take_slices(most_rows):
@@ -267,10 +202,12 @@ class Copies:
             reach("between_slices")
         else:
             self._take_note()
-        self._wrote_at = time.monotonic()
-        if is_busy:
-            self._rest_until = self._wrote_at + _REST * (self._wrote_at - now)
+        self._pace.note_write(now, time.monotonic(), is_busy=is_busy)
         return seq
+
+    @property
+    def _waits_for(self) -> str | None:
+        return None if self._readers is None else self._readers.throttle.waits_for
 
     def _take_note(self) -> None:
         """Deal with what a reader says that is no row."""
@@ -279,7 +216,7 @@ class Copies:
             return
         if isinstance(item, RangeDone):
             item.range.done = True
-            self._note_progress(item.copy)
+            self._report.note(item.copy, self._waits_for)
         elif isinstance(item, Left):
             item.copy.left, item.copy.is_sought = item.rows, False
         elif isinstance(item, RangeFailed):
@@ -362,32 +299,17 @@ class Copies:
         copy.failures = 0
         for each in slices:
             self._end_page(each)
-        took = max(1e-4, time.monotonic() - started)
-        # down at once: the stream waits behind writes that take longer than they should
-        self._rows_per_s = min(rows / took, self._rows_per_s + 0.2 * (rows / took - self._rows_per_s))
+        self._pace.note_rows(rows, time.monotonic() - started)
         return last
-
-    def _note_progress(self, copy: TableCopy) -> None:
-        waits_for = None if self._readers is None else self._readers.throttle.waits_for
-        with wrap_errors(table=copy.table.name):
-            self._conn.execute(QUERIES["note_copy"], copy.describe(self._registry.name, waits_for))
 
     # ------------------------------------------------------------------------------------------------ ending
     def _find_read(self) -> TableCopy | None:
         """A copy of which all is read and written."""
         for copy in self._copies.values():
             is_read = copy.drift is not None and all(part.done for part in copy.ranges)
-            if is_read and not copy.is_sought and self._may_sweep(copy):
+            if is_read and not copy.is_sought and may_sweep(self._source, copy, self._position):
                 return copy
         return None
-
-    def _may_sweep(self, copy: TableCopy) -> bool:
-        """Whether rows that the copy did not find may go: what they hold in kept columns may be to come under another key."""
-        if not copy.table.kept or not copy.is_filled:
-            return True
-        if copy.read_at is None:
-            copy.read_at = self._source.position()
-        return self._position is not None and self._position.covers(copy.read_at)
 
     def _end_more(self, copy: TableCopy, seq: int, most_rows: int) -> int:
         """Take away rows that the source has no longer, some at a time, as a thread finds them; then end the copy."""
@@ -401,25 +323,9 @@ class Copies:
             with wrap_errors(table=copy.table.name):
                 seq += sweep(self._conn, self._registry.name, copy, seq, rows)
         else:
-            self._end(copy, seq)
+            end_copy(self._conn, self._source, self._registry.name, copy, seq)
+            self.cancel(copy.table)
         return seq
-
-    def _end(self, copy: TableCopy, seq: int) -> None:
-        table = copy.table
-        after = self._source.position()
-        facts = {
-            "source": self._registry.name, "table": table.name, "drift": copy.drift, "seq": seq, "is_whole": copy.is_whole,
-            "consistent_from": str(after), "base_seq": copy.base_seq,
-        }  # fmt: skip
-        with wrap_errors(table=table.name), self._conn.transaction():
-            self._conn.execute(QUERIES["end_copy"], facts)
-            self._conn.execute(QUERIES["forget_copy"], facts)
-            reach("end_copy")
-        self.cancel(table)
-        table.consistent_from = after
-        table.held = read_identities(self._conn, self._registry.name).get(table.name, set())
-        duration_s = time.monotonic() - copy.began_at
-        log.info("table copied", table=table.name, rows=copy.rows_done, duration_s=round(duration_s, 3))
 
     def _give_up(self, copy: TableCopy, problem: TableProblem) -> None:
         self.cancel(copy.table)
@@ -448,23 +354,3 @@ class Copies:
                 copy.is_filled, copy.rows_done = True, 0
             log.warning("reading goes on after an error", table=copy.table.name, reason=error.message, failures=copy.failures)
             self._readers.read(copy, failed.range)
-
-    def _report(self, now: float) -> None:
-        if now < self._noted_at + _NOTE_S:
-            return
-        self._noted_at = now
-        for copy in self._copies.values():
-            self._note_progress(copy)
-        waits_for = None if self._readers is None else self._readers.throttle.waits_for
-        bars = [
-            Bar(copy.table.name, copy.rows_done, copy.rows_estimate, copy.rows_per_s, waits_for)
-            for copy in self._copies.values()
-        ]
-        self._bars.show(bars)
-        if now > self._reported_at + _REPORT_S:
-            self._reported_at = now
-            for bar in bars:
-                log.info(
-                    "copying", table=bar.name, rows=bar.done, of=max(bar.estimate, bar.done), rows_per_s=round(bar.rows_per_s),
-                    left_s=bar.left_s,
-                )  # fmt: skip

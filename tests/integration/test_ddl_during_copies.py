@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from replicator import copies
+from replicator import copies, copy_pace
 from tests.fixtures.copies import SMALL
 from tests.fixtures.pipeline import Pipeline
 
@@ -99,7 +99,7 @@ def test_between_two_slices(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(copies, "reach", reach)
     # a hundred rows a slice, however fast the machine is
-    monkeypatch.setattr(copies, "_IDLE_S", 0.0)
+    monkeypatch.setattr(copy_pace, "_IDLE_S", 0.0)
     with pipeline.following():
         for thread in threads:
             thread.join()
