@@ -1,7 +1,7 @@
 """Character sets of the source: from its bytes to text.
 
 Single-byte sets come as tables from the server itself, so that their text is what the server prints. Sets of several
-bytes use Python's codecs, corrected where the server's tables are others. Pure: source.py fills the tables.
+bytes use Python's codecs, corrected where the server's tables are others. Pure: source_charsets.py fills the tables.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 GTIDs and offsets are numbers, and after a reset, or on a server that was restored, the same numbers can name other
 transactions. So the head of the binlog file that a position lies in is remembered and compared, and before another server
 is followed its binlog is read from the last transaction that the mirror has. Owns short dump connections of its own, which
-never wait for new events. Decides nothing; source.py does.
+never wait for new events. Decides nothing; servers.py does.
 
 Source: MySQL internals, "COM_BINLOG_DUMP" and "Binlog Event"; MariaDB knowledge base, "Replication Protocol".
 """

@@ -1,6 +1,6 @@
 """The source's server, seen over an ordinary connection: who it is, where it stands, which tables it has.
 
-The only file beside stream.py that opens MySQL; the border where PyMySQL's errors become ours.
+The only file beside dump.py that opens MySQL; the border where PyMySQL's errors become ours.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ import pymysql.cursors
 
 from replicator.charsets import Charsets
 from replicator.errors import PositionLost, ServerIdTaken, SourceRefused, SourceUnavailable
+from replicator.information_schema import COLUMNS_OF_TABLE, HIDDEN_PERIOD, INDEXES_OF_TABLE, parse_columns, parse_key
 from replicator.liveness import Connection, Liveness
 from replicator.position import Flavor, GtidSet, Position, parse_gtids
-from replicator.typemap import BINARY, INET_WIDTHS, KINDS, UUID_WIDTH, Column, Kind
+from replicator.source_charsets import read_charsets
+from replicator.typemap import Column
 from warehouse.errors import TailraceError
 from warehouse.settings import SourceSettings
 
@@ -35,15 +37,7 @@ _SETTLED_S = 2.0
 
 VERSIONED = "SYSTEM VERSIONED"
 MIRRORED = ("BASE TABLE", VERSIONED)
-_HIDDEN_PERIOD = tuple(
-    Column(name, Kind.TIMESTAMP, scale=6, source_type="timestamp(6)", generated=True, row_end=name == "row_end")
-    for name in ("row_start", "row_end")
-)
-
 LOST_HINT = "The mirror stays readable. SELECT resync_source(...) begins anew; first see operations.md, 'PositionLost'."
-_OLD_LAYOUT = "/* mariadb-5.3 */"
-_OLD_KINDS = {Kind.TIME: Kind.OLD_TIME, Kind.DATETIME: Kind.OLD_DATETIME, Kind.TIMESTAMP: Kind.OLD_TIMESTAMP}
-_LABEL = re.compile(r"'((?:[^']|'')*)'")
 
 
 @dataclass(frozen=True)
@@ -103,6 +97,8 @@ class Source:
         self.stopping: Callable[[], bool] = lambda: False
         self.liveness = Liveness()
         self._connection: pymysql.Connection[Any] | None = None
+        # What the server of this connection said; behind the next one there may be another server.
+        self._version: str | None = None
         # The stream's thread asks about tables that it meets, while the main one asks for copies.
         self._lock = threading.RLock()
         self._charsets: Charsets | None = None
@@ -189,7 +185,7 @@ class Source:
     def close(self) -> None:
         """Close the connection, if there is one."""
         with self._lock:
-            connection, self._connection = self._connection, None
+            connection, self._connection, self._version = self._connection, None, None
         if connection is not None and connection.open:
             with wrap_errors("closing"):
                 connection.close()
@@ -200,8 +196,11 @@ class Source:
 
     @property
     def version(self) -> str:
-        """The server's version as it says it."""
-        return str(self.query("SELECT VERSION()")[0][0])
+        """The server's version as it says it; asked once over each connection."""
+        with self._lock:
+            if self._version is None:
+                self._version = str(self.query("SELECT VERSION()")[0][0])
+            return self._version
 
     @property
     def flavor(self) -> Flavor:
@@ -280,25 +279,8 @@ class Source:
     def charsets(self) -> Charsets:
         """The server's character sets."""
         if self._charsets is None:
-            names = {int(row[0]): str(row[1]) for row in self.query(
-                "SELECT ID, CHARACTER_SET_NAME FROM information_schema.COLLATIONS WHERE ID IS NOT NULL"
-                " AND CHARACTER_SET_NAME IS NOT NULL"
-            )}  # fmt: skip
-            if self.flavor == "mariadb":
-                names |= self._shared_collations()
-            single = self.query("SELECT CHARACTER_SET_NAME FROM information_schema.CHARACTER_SETS WHERE MAXLEN = 1")
-            wanted = {str(row[0]) for row in single} - {BINARY, "ascii"}
-            self._charsets = Charsets(names, _CharacterTables(self, frozenset(wanted)))
+            self._charsets = read_charsets(self.query, self.flavor)
         return self._charsets
-
-    def _shared_collations(self) -> Mapping[int, str]:
-        """MariaDB's collations that serve several character sets (uca1400) have a number with each, listed elsewhere."""
-        known = "information_schema.COLUMNS WHERE TABLE_SCHEMA = 'information_schema'"
-        table = "COLLATION_CHARACTER_SET_APPLICABILITY"
-        if not self.query(f"SELECT 1 FROM {known} AND TABLE_NAME = %s AND COLUMN_NAME = 'ID'", (table,)):  # noqa: S608 - constants
-            return {}
-        rows = self.query(f"SELECT ID, CHARACTER_SET_NAME FROM information_schema.{table} WHERE ID IS NOT NULL")  # noqa: S608
-        return {int(number): str(charset) for number, charset in rows}
 
     def table_names(self) -> list[str]:
         """All base tables, as database.table."""
@@ -308,97 +290,14 @@ class Source:
     def describe(self, name: str) -> SourceTable | None:
         """A table's columns and key now; None where there is no such table (or no right to see it)."""
         database, _, table = name.partition(".")
-        rows = self.query(
-            "SELECT (SELECT TABLE_TYPE FROM information_schema.TABLES WHERE TABLE_SCHEMA = %s AND TABLE_NAME = %s),"
-            " COLUMN_NAME, LOWER(DATA_TYPE), COLUMN_TYPE, CHARACTER_SET_NAME, CHARACTER_OCTET_LENGTH,"
-            " NUMERIC_PRECISION, NUMERIC_SCALE, DATETIME_PRECISION, GENERATION_EXPRESSION > '',"
-            " GENERATION_EXPRESSION = 'ROW END' FROM information_schema.COLUMNS"
-            " WHERE TABLE_SCHEMA = %s AND TABLE_NAME = %s ORDER BY ORDINAL_POSITION",
-            (database, table) * 2,
-        )
+        rows = self.query(COLUMNS_OF_TABLE, (database, table) * 2)
         if not rows:
             return None
-        columns = tuple(_column(*row[1:]) for row in rows)
-        table_type, has_end = str(rows[0][0]), any(column.row_end for column in columns)
-        if table_type == VERSIONED and not has_end:
-            # the server's own, which it lists nowhere but in the binlog
-            columns += _HIDDEN_PERIOD
-        keys: dict[str, list[tuple[str, str]]] = {}
-        for index, column, nullable in self.query(
-            "SELECT INDEX_NAME, COLUMN_NAME, NULLABLE FROM information_schema.STATISTICS"
-            " WHERE TABLE_SCHEMA = %s AND TABLE_NAME = %s AND NON_UNIQUE = 0"
-            " ORDER BY INDEX_NAME = 'PRIMARY' DESC, INDEX_NAME, SEQ_IN_INDEX",
-            (database, table),
-        ):
-            keys.setdefault(index, []).append((column, nullable))
-        names = [column.name for column in columns]
-        for parts in keys.values():
-            if all(column is not None and nullable != "YES" for column, nullable in parts):
-                key = tuple(names.index(column) for column, _ in parts)
-                if table_type == VERSIONED and not has_end:
-                    key += (len(columns) - 1,)
-                return SourceTable(name, columns, key, table_type)
-        return SourceTable(name, columns, (), table_type)
-
-
-def _column(
-    name: str, data_type: str, column_type: str, charset: str | None, octets: int | None,
-    precision: int | None, scale: int | None, fraction: int | None, generated: int | None, row_end: int | None,
-) -> Column:  # fmt: skip
-    kind = KINDS.get(data_type, Kind.UNSUPPORTED)
-    # MariaDB marks the columns that still have the layout of its version 5.3.
-    if _OLD_LAYOUT in column_type and kind in _OLD_KINDS:
-        kind = _OLD_KINDS[kind] if not fraction else Kind.UNSUPPORTED
-    # Labels in the character set "binary" are bytes, and only the column's values bring them unchanged.
-    if kind in (Kind.ENUM, Kind.SET) and (charset or BINARY) == BINARY:
-        kind = Kind.BYTES
-    width = {Kind.BIT: precision, Kind.UUID: UUID_WIDTH, Kind.INET: INET_WIDTHS.get(data_type)}.get(kind)
-    if data_type == "binary":
-        width = octets
-    return Column(
-        name,
-        kind,
-        unsigned="unsigned" in column_type.lower(),
-        charset=BINARY if kind is Kind.BYTES else str(charset or ""),
-        width=int(width or 0),
-        precision=int(precision or 0) if kind is Kind.DECIMAL else 0,
-        scale=int((scale if kind is Kind.DECIMAL else fraction) or 0),
-        length_bytes=(int(precision or 0) + 7) // 8 if kind is Kind.BIT else 0,
-        labels=tuple(label.replace("''", "'") for label in _LABEL.findall(column_type))
-        if kind in (Kind.ENUM, Kind.SET)
-        else (),
-        source_type=column_type,
-        generated=bool(generated),
-        row_end=bool(row_end),
-    )
-
-
-class _CharacterTables(Mapping[str, Sequence[str]]):
-    """Tables of the single-byte character sets, asked of the server when first needed."""
-
-    def __init__(self, source: Source, names: frozenset[str]) -> None:
-        self._source, self._names = source, names
-        self._known: dict[str, Sequence[str]] = {}
-
-    def __contains__(self, charset: object) -> bool:
-        return charset in self._names
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def __getitem__(self, charset: str) -> Sequence[str]:
-        if charset not in self._names:
-            raise KeyError(charset)
-        if charset not in self._known:
-            # The names come from information_schema and are plain words; an introducer cannot be a parameter.
-            assert charset.isalnum()
-            parts = ", ".join(f"CONVERT(_{charset} X'{byte:02X}' USING utf8mb4)" for byte in range(256))
-            row = self._source.query(f"SELECT {parts}")[0]
-            # The server answers "?" for a byte without a character.
-            self._known[charset] = [
-                "" if text is None or (text == "?" and byte != 0x3F) else text for byte, text in enumerate(row)
-            ]
-        return self._known[charset]
+        table_type, columns = str(rows[0][0]), parse_columns(rows)
+        # what the server lists nowhere but in the binlog
+        hidden = HIDDEN_PERIOD if table_type == VERSIONED and not any(column.row_end for column in columns) else ()
+        columns += hidden
+        key = parse_key(self.query(INDEXES_OF_TABLE, (database, table)), columns)
+        if hidden and key:
+            key += (len(columns) - 1,)
+        return SourceTable(name, columns, key, table_type)

@@ -1,6 +1,6 @@
 """Columns of the source and what they become in the mirror: one total table, with a failing default.
 
-Pure. A Column is built from a TABLE_MAP event (tablemap.py) or from information_schema (source.py); both must give
+Pure. A Column is built from a TABLE_MAP event (tablemap.py) or from information_schema (the file of that name); both must give
 the same mirror type, because the stream and the snapshot write into the same table. docs/types.md is made from RULES.
 """
 
