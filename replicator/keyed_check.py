@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from replicator.mirror_side import TableChanged
 from replicator.rows import Hashes, Indexes, Rows, match_rows
-from replicator.sides import MOST_BYTES, ChunkTooLarge, Span, TableChanged
+from replicator.source_side import MOST_BYTES, ChunkTooLarge, Span
 from replicator.verification import Verification
 
 # More looks settle nothing more: a row that changes all the time is read while it changes every time.
@@ -52,26 +53,26 @@ def check_keyed(work: Verification) -> None:
         TableChanged: the table was copied or altered meanwhile.
         StreamStands: the stream does not come to the source's position.
     """
-    sides = work.sides
-    work.watch.begin(sides.table.number, work.check_stop)
+    source_side, mirror_side = work.source_side, work.mirror_side
+    work.watch.begin(mirror_side.table.number, work.check_stop)
     stage, rows = work.take_up(), work.chunk_rows
     while not stage.is_done:
         work.wait_turn()
         try:
             stage.span, keys = _check_span(work, stage.span, rows)
         except ChunkTooLarge:
-            if rows == 1 or not sides.is_paged:
+            if rows == 1 or not source_side.is_paged:
                 raise TableChanged(f"more than {MOST_BYTES >> 20} MiB would have to be compared at once") from None
             rows = max(1, rows // 2)
             continue
         work.tally.chunks += 1
         work.tally.rows += len(keys)
-        if not sides.is_shared:
+        if not mirror_side.is_shared:
             stage.seen.append(keys)
         stage.is_done = not stage.span.upto
         work.note_chunk(stage)
         rows = min(work.chunk_rows, 2 * rows)
-    if not sides.is_shared:
+    if not mirror_side.is_shared:
         _find_extra(work, np.concatenate(stage.seen), stage.first_seq)
 
 
@@ -106,24 +107,24 @@ def _check_span(work: Verification, before: Span, rows: int) -> tuple[Span, Hash
 
 def _look(work: Verification, before: Span, span: Span | None, rows: int) -> Look:
     """Look at a span, or first of all at the rows behind one."""
-    sides = work.sides
-    work.watch.begin(sides.table.number, work.check_stop)
+    source_side, mirror_side = work.source_side, work.mirror_side
+    work.watch.begin(mirror_side.table.number, work.check_stop)
     seq = work.read_checkpoint()
     if span is None:
-        source, span = sides.read_next(before, rows)
+        source, span = source_side.read_next(before, rows)
     else:
-        source = sides.read_again(span)
+        source = source_side.read_again(span)
     work.wait_applied()
-    with sides.snapshot():
-        mirror, held = sides.read_mirror(span, source), sides.read_held()
+    with mirror_side.snapshot():
+        mirror, held = mirror_side.read_span(span, source), mirror_side.read_held()
     found = match_rows(source, mirror)
-    is_held = sides.are_held(source, found.missing, held)
+    is_held = mirror_side.are_held(source, found.missing, held)
     missing = found.missing[~is_held]
     pairs = found.different
     if len(pairs):
         # Postgres' own form of jsonb is not the source's
-        stored = sides.as_stored(source.tuples(pairs[:, 0]))
-        part = Rows.parse(mirror.tuples(pairs[:, 1]), sides.is_key)
+        stored = mirror_side.as_stored(source.tuples(pairs[:, 0]))
+        part = Rows.parse(mirror.tuples(pairs[:, 1]), source_side.is_key)
         pairs = pairs[match_rows(stored, part).different[:, 0]]
     sizes = (len(missing), len(pairs), len(found.extra))
     ours = np.concatenate([missing, pairs[:, 0], np.full(sizes[2], -1)])
@@ -134,8 +135,8 @@ def _look(work: Verification, before: Span, span: Span | None, rows: int) -> Loo
     is_there = others >= 0
     in_flux[is_there] |= mirror.seqs[others[is_there]] > seq
     if len(missing):
-        in_flux |= np.isin(ours, sides.find_deleted(source, missing, seq)) & ~is_there
-    quarantined = int(is_held.sum()) + sides.unreadable
+        in_flux |= np.isin(ours, mirror_side.find_deleted(source, missing, seq)) & ~is_there
+    quarantined = int(is_held.sum()) + source_side.unreadable
     return Look(span, source, mirror, hashes, np.repeat(np.arange(3), sizes), ours, others, in_flux, quarantined)
 
 
@@ -158,12 +159,12 @@ def _find_extra(work: Verification, seen: Hashes, first_seq: int) -> None:
     A row that is older than the first look was there all the time, and at the source, had it been there, some range would
     have had it.
     """
-    sides = work.sides
-    work.watch.begin(sides.table.number, work.check_stop)
+    mirror_side = work.mirror_side
+    work.watch.begin(mirror_side.table.number, work.check_stop)
     work.read_checkpoint()
     work.wait_applied()
-    with sides.snapshot():
-        blocks = sides.count_blocks()
+    with mirror_side.snapshot():
+        blocks = mirror_side.count_blocks()
     step = max(1, blocks * work.chunk_rows // max(1, len(seen)))
     for first in range(0, max(1, blocks), step):
         work.check_stop()
@@ -177,6 +178,6 @@ def _find_extra(work: Verification, seen: Hashes, first_seq: int) -> None:
 
 
 def _read_extra(work: Verification, seen: Hashes, first_seq: int, first: int, end: int | None) -> tuple[Rows, Indexes]:
-    with work.sides.snapshot():
-        rows = work.sides.read_keys(first, end)
+    with work.mirror_side.snapshot():
+        rows = work.mirror_side.read_keys(first, end)
     return rows, np.nonzero(~np.isin(rows.hashes, seen) & (rows.seqs <= first_seq))[0]

@@ -53,11 +53,12 @@ def check_keyless(work: Verification) -> None:
 
 def _look(work: Verification, *, is_first: bool) -> tuple[Rows, Rows, int]:
     """The rows that only the source has, as Postgres stores them, those that only the mirror has; how many are held."""
-    sides = work.sides
+    source_side, mirror_side = work.source_side, work.mirror_side
+    tables = [mirror_side.table.name]
     for _ in range(_TRIES):
         work.wait_turn()
         try:
-            view = ReadView(sides.source, [sides.table.name], lambda position: _hold_mirror(work, position))
+            view = ReadView(source_side.source, tables, lambda position: _hold_mirror(work, position))
             break
         except NotAligned:
             work.sleep(0.5)
@@ -66,22 +67,22 @@ def _look(work: Verification, *, is_first: bool) -> tuple[Rows, Rows, int]:
     try:
         work.position = view.position
         ours = _hashes(_read_source(work, view, is_counted=is_first))
-        theirs = _hashes(sides.blocks())
+        theirs = _hashes(mirror_side.blocks())
         only_source, only_mirror = ours[surplus(ours, theirs)], theirs[surplus(theirs, ours)]
-        held = sides.read_held()
+        held = mirror_side.read_held()
         missing = _collect(_read_source(work, view, is_counted=False), only_source) if len(only_source) else b""
-        extra = _collect(sides.blocks(), only_mirror) if len(only_mirror) else b""
+        extra = _collect(mirror_side.blocks(), only_mirror) if len(only_mirror) else b""
     finally:
-        sides.conn.execute("ROLLBACK")
+        mirror_side.conn.execute("ROLLBACK")
         view.close()
-    found = Rows.parse(missing, sides.is_key)
-    is_held = sides.are_held(found, np.arange(len(found)), held)
+    found = Rows.parse(missing, source_side.is_key)
+    is_held = mirror_side.are_held(found, np.arange(len(found)), held)
     missing = found.tuples(np.nonzero(~is_held)[0])
-    stored, rows = sides.as_stored(missing), Rows.parse(extra, sides.is_key)
+    stored, rows = mirror_side.as_stored(missing), Rows.parse(extra, source_side.is_key)
     return (
         stored.choose(surplus(stored.hashes, rows.hashes)),
         rows.choose(surplus(rows.hashes, stored.hashes)),
-        int(is_held.sum()) + sides.unreadable,
+        int(is_held.sum()) + source_side.unreadable,
     )
 
 
@@ -89,14 +90,15 @@ def _hold_mirror(work: Verification, position: Position) -> None:
     """Begin a transaction that sees the mirror as the locked source is."""
     if not work.watch.wait_applied(position, MOST_LOCK_S):
         raise NotAligned
-    work.sides.conn.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
-    work.sides.check_table()
+    work.mirror_side.conn.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+    work.mirror_side.check_table()
 
 
 def _read_source(work: Verification, view: ReadView, *, is_counted: bool) -> Iterable[Rows]:
-    reader = ResultReader(work.sides.source, work.sides.found, 0, view)
+    source_side = work.source_side
+    reader = ResultReader(source_side.source, source_side.found, 0, view)
     data = bytearray()
-    work.sides.unreadable = 0
+    source_side.unreadable = 0
     for count, block in reader.blocks():
         data += block
         if is_counted:
@@ -104,10 +106,10 @@ def _read_source(work: Verification, view: ReadView, *, is_counted: bool) -> Ite
             work.keep_pace()
         work.check_stop()
         if len(data) > _BLOCK_BYTES:
-            yield Rows.parse(data, work.sides.is_key)
+            yield Rows.parse(data, source_side.is_key)
             data = bytearray()
-    yield Rows.parse(data, work.sides.is_key)
-    work.sides.unreadable = len(reader.take_set_aside())
+    yield Rows.parse(data, source_side.is_key)
+    source_side.unreadable = len(reader.take_set_aside())
     work.tally.chunks += is_counted
 
 

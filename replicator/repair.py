@@ -18,9 +18,9 @@ from replicator.apply import REFUSALS
 from replicator.copy_binary import copy_into, copy_tuples
 from replicator.history import History
 from replicator.mirror import QUERIES, MirrorTable, key_object
+from replicator.mirror_side import QUERIES as VERIFY_QUERIES
 from replicator.rows import Rows
 from replicator.schema import Registry
-from replicator.sides import QUERIES as VERIFY_QUERIES
 from replicator.watch import Watch
 from warehouse.db import Connection, wrap_errors
 

@@ -17,9 +17,10 @@ import structlog
 from psycopg import sql
 
 from replicator.mirror import key_object
+from replicator.mirror_side import QUERIES, MirrorSide
 from replicator.position import Position, parse_gtids
 from replicator.rows import Hashes, Indexes, Rows
-from replicator.sides import QUERIES, Sides, Span
+from replicator.source_side import SourceSide, Span
 from replicator.watch import Repair, Watch
 from warehouse.errors import TryLater
 from warehouse.settings import VerifySettings
@@ -83,40 +84,41 @@ class Verification:
     """A table on its way.
 
     Args:
-        number: in warehouse.verifications. sides: the table. watch: where the stream is.
+        number: in warehouse.verifications. source_side, mirror_side: the table. watch: where the stream is.
         repair: whether what differs is to be written again. rows_per_s: the most rows to be read in a second.
         stopping: whether the replicator stops.
         kept: where an earlier process left off; None where it is the first one.
     """
 
     def __init__(
-        self, number: int, sides: Sides, watch: Watch, settings: VerifySettings, *, repair: bool, rows_per_s: float,
-        stopping: Callable[[], bool], kept: dict[str, Any] | None,
+        self, number: int, source_side: SourceSide, mirror_side: MirrorSide, watch: Watch, settings: VerifySettings, *,
+        repair: bool, rows_per_s: float, stopping: Callable[[], bool], kept: dict[str, Any] | None,
     ) -> None:  # fmt: skip
-        self.number, self.sides, self.watch, self.settings = number, sides, watch, settings
+        self.number, self.source_side, self.mirror_side = number, source_side, mirror_side
+        self.watch, self.settings = watch, settings
         self.repair, self.rows_per_s, self._stopping = repair, rows_per_s, stopping
         self.tally = Tally()
         self.refusal: str | None = None
-        self.position = sides.source.position()
+        self.position = source_side.source.position()
         self.chunk_rows = max(1, min(settings.chunk_rows, round(rows_per_s)))
         self._began_at = time.monotonic()
         # What an earlier process compared says nothing of a table that was copied or altered since.
         self._kept = kept if kept is not None and kept.get("table") == self._describe_table() else None
 
     def _describe_table(self) -> list[Any]:
-        return [_FORM, str(self.sides.since), self.sides.key_order, self.sides.is_shared]
+        return [_FORM, str(self.mirror_side.since), self.source_side.key_order, self.mirror_side.is_shared]
 
     def begin(self) -> None:
         """Note from when on the comparison counts, or go on with one that was interrupted."""
         if self._kept is not None:
-            self.tally = Tally(*self.sides.conn.execute(QUERIES["go_on"], {"id": self.number}).fetchone() or ())
+            self.tally = Tally(*self.mirror_side.conn.execute(QUERIES["go_on"], {"id": self.number}).fetchone() or ())
             # the pace is that of this process
             self._began_at -= self.tally.rows / self.rows_per_s
-            log.info("verification goes on", table=self.sides.table.name, rows=self.tally.rows, chunks=self.tally.chunks)
+            log.info("verification goes on", table=self.mirror_side.table.name, rows=self.tally.rows, chunks=self.tally.chunks)
             return
-        now = self.sides.source.query("SELECT UTC_TIMESTAMP(6)")[0][0]
+        now = self.source_side.source.query("SELECT UTC_TIMESTAMP(6)")[0][0]
         facts = {"id": self.number, "at": f"{now}+00", "position": str(self.position)}
-        self.sides.conn.execute(QUERIES["begin"], facts)
+        self.mirror_side.conn.execute(QUERIES["begin"], facts)
 
     # ------------------------------------------------------------------------------------------------ waiting
     def check_stop(self) -> None:
@@ -139,15 +141,16 @@ class Verification:
         """Keep to the pace; and while the source is busy or the stream behind, begin nothing."""
         self.keep_pace()
         waiting = False
-        while self._is_busy() or not self.watch.wait_applied(self.sides.source.position(), 1.0):
+        while self._is_busy() or not self.watch.wait_applied(self.source_side.source.position(), 1.0):
             self.check_stop()
             if not waiting:
-                log.info("verification waits", table=self.sides.table.name, reason="the source is busy or the stream behind")
+                reason = "the source is busy or the stream behind"
+                log.info("verification waits", table=self.mirror_side.table.name, reason=reason)
             waiting = True
             self.sleep(_TICK_S)
 
     def _is_busy(self) -> bool:
-        rows = self.sides.source.query("SHOW GLOBAL STATUS LIKE 'Threads_running'")
+        rows = self.source_side.source.query("SHOW GLOBAL STATUS LIKE 'Threads_running'")
         # this question is one of them
         return bool(rows) and int(rows[0][1]) > self.settings.busy_threads
 
@@ -157,10 +160,10 @@ class Verification:
         Raises:
             StreamStands: the source does not show what the mirror has; a replica may be keeping its commits waiting.
         """
-        file, pos, gtid_set, seq = self.sides.conn.execute(
-            QUERIES["read_checkpoint"], {"source": self.sides.name}
+        file, pos, gtid_set, seq = self.mirror_side.conn.execute(
+            QUERIES["read_checkpoint"], {"source": self.mirror_side.name}
         ).fetchone() or ("", 0, None, 0)
-        source = self.sides.source
+        source = self.source_side.source
         position = Position(file, int(pos), None if gtid_set is None else parse_gtids(gtid_set, source.flavor))
         noted_at = time.monotonic()
         deadline = noted_at + PATIENCE_S
@@ -177,7 +180,7 @@ class Verification:
         Raises:
             StreamStands: it does not come there.
         """
-        self.position = self.sides.source.position()
+        self.position = self.source_side.source.position()
         deadline = time.monotonic() + PATIENCE_S
         while not self.watch.wait_applied(self.position, _TICK_S):
             self.check_stop()
@@ -190,7 +193,7 @@ class Verification:
         kept = self._kept
         if kept is None:
             return Stage(Span(), [], self.read_checkpoint())
-        rows = self.sides.conn.execute(QUERIES["read_seen"], {"id": self.number}).fetchall()
+        rows = self.mirror_side.conn.execute(QUERIES["read_seen"], {"id": self.number}).fetchall()
         span = Span(upto=tuple(bytes.fromhex(part) for part in kept["upto"]), high=bytes.fromhex(kept["high"]))
         return Stage(span, [np.frombuffer(hashes, np.uint64) for (hashes,) in rows], kept["first_seq"], kept["is_done"])
 
@@ -201,11 +204,11 @@ class Verification:
             "table": self._describe_table(), "upto": [part.hex() for part in span.upto], "high": span.high.hex(),
             "first_seq": stage.first_seq, "is_done": stage.is_done,
         }  # fmt: skip
-        conn, facts = self.sides.conn, {"id": self.number}
+        conn, facts = self.mirror_side.conn, {"id": self.number}
         with conn.transaction():
             self.note_progress()
             conn.execute(QUERIES["note_chunk"], facts | {"resume": json.dumps(resume)})
-            if not self.sides.is_shared:
+            if not self.mirror_side.is_shared:
                 hashes = stage.seen[-1].tobytes()
                 conn.execute(QUERIES["note_seen"], facts | {"chunk": self.tally.chunks, "hashes": hashes})
 
@@ -213,27 +216,27 @@ class Verification:
     def note_progress(self) -> None:
         """Write the tally."""
         facts = {"id": self.number, "position": str(self.position), **asdict(self.tally)}
-        self.sides.conn.execute(QUERIES["note_progress"], facts)
+        self.mirror_side.conn.execute(QUERIES["note_progress"], facts)
 
     def record(self, what: What, rows: Rows, chosen: Indexes) -> None:
         """Write down rows that differ; rows: of the side that has them."""
         if not len(chosen):
             return
         setattr(self.tally, what, getattr(self.tally, what) + len(chosen))
-        sides, table = self.sides, self.sides.table
+        mirror, table = self.mirror_side, self.mirror_side.table
         log.warning("drift found", table=table.name, what=what, rows=len(chosen), position=str(self.position))
-        with sides.conn.transaction():
+        with mirror.conn.transaction():
             if table.key:
-                sides.stage(rows.keys(chosen, chosen))
+                mirror.stage(rows.keys(chosen, chosen))
                 stage = sql.Identifier("pg_temp", "verify_keys")
             else:
-                stage = sides.stage_rows(rows.tuples(chosen))
-            sides.conn.execute(
+                stage = mirror.stage_rows(rows.tuples(chosen))
+            mirror.conn.execute(
                 sql.SQL(
                     "INSERT INTO warehouse.drift (verification, source, table_name, key, what, position)"
                     " SELECT {verification}, {source}, {table}, {key}, {what}, {position} FROM {stage} k"
                 ).format(
-                    verification=sql.Literal(self.number), source=sql.Literal(sides.name), table=sql.Literal(table.name),
+                    verification=sql.Literal(self.number), source=sql.Literal(mirror.name), table=sql.Literal(table.name),
                     key=key_object(table, sql.SQL("k.")), what=sql.Literal(what), position=sql.Literal(str(self.position)),
                     stage=stage,
                 )
@@ -242,7 +245,7 @@ class Verification:
 
     def ask_repair(self, came: Rows, gone: Rows) -> None:
         """Have the loop write rows of the source, and delete rows of the mirror; see watch.Repair."""
-        repair = Repair(self.sides.table, came, gone)
+        repair = Repair(self.mirror_side.table, came, gone)
         self.watch.submit(repair)
         while not repair.done.wait(_TICK_S):
             self.check_stop()
@@ -252,7 +255,7 @@ class Verification:
         """All that was recorded so far is there no more, as the last look has shown, where it was to be repaired."""
         if self.repair and not self.refusal and self.tally.repaired < self.tally.drift:
             self.tally.repaired = self.tally.drift
-            self.sides.conn.execute(QUERIES["note_repaired_drift"], {"id": self.number})
+            self.mirror_side.conn.execute(QUERIES["note_repaired_drift"], {"id": self.number})
             self.note_progress()
 
     def outcome(self) -> tuple[str, str | None]:

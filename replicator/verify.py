@@ -18,9 +18,10 @@ from replicator.errors import TableProblem
 from replicator.keyed_check import check_keyed
 from replicator.keyless_check import check_keyless
 from replicator.mirror import describe_columns
+from replicator.mirror_side import QUERIES, MirrorSide, TableChanged
 from replicator.schema import Registry
-from replicator.sides import QUERIES, Sides, TableChanged
 from replicator.source import Source
+from replicator.source_side import SourceSide
 from replicator.verification import Interrupted, Verification
 from replicator.watch import Watch
 from warehouse.db import Connection, connect, wrap_errors
@@ -100,16 +101,16 @@ class Verifier:
         self, conn: Connection, source: Source, number: int, name: str, repair: bool, rows_per_s: float | None,
         kept: dict[str, Any] | None,
     ) -> None:  # fmt: skip
-        sides = None
+        source_side = None
         try:
-            sides = self._open(conn, source, name)
+            source_side, mirror_side = self._open(conn, source, name)
             settings = self._settings.verify
             work = Verification(
-                number, sides, self._watch, settings, repair=repair, rows_per_s=rows_per_s or settings.rows_per_s,
-                stopping=self._stop.is_set, kept=kept,
+                number, source_side, mirror_side, self._watch, settings, repair=repair,
+                rows_per_s=rows_per_s or settings.rows_per_s, stopping=self._stop.is_set, kept=kept,
             )  # fmt: skip
             work.begin()
-            (check_keyed if sides.table.key else check_keyless)(work)
+            (check_keyed if mirror_side.table.key else check_keyless)(work)
             state, reason = work.outcome()
             work.note_progress()
             log.info(
@@ -121,11 +122,11 @@ class Verifier:
             log.warning("table not verified", table=name, reason=reason)
         finally:
             self._watch.end()
-            if sides is not None:
-                sides.close()
+            if source_side is not None:
+                source_side.close()
         conn.execute(QUERIES["finish"], {"id": number, "state": state, "reason": reason})
 
-    def _open(self, conn: Connection, source: Source, name: str) -> Sides:
+    def _open(self, conn: Connection, source: Source, name: str) -> tuple[SourceSide, MirrorSide]:
         """Both sides of a table, once it is Synced.
 
         Raises:
@@ -151,6 +152,8 @@ class Verifier:
             if self._stop.is_set():
                 raise Interrupted
 
-        sides = Sides(conn, source, self._registry.name, found, table, pause)
-        with sides.snapshot():
-            return sides
+        source_side = SourceSide(source, found, pause)
+        is_shared = source_side.is_ordered_as(table)
+        mirror_side = MirrorSide(conn, self._registry.name, table, pause, is_shared=is_shared)
+        with mirror_side.snapshot():
+            return source_side, mirror_side

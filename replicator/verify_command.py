@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from replicator.errors import DriftFound, NotVerified
+from replicator.mirror_side import QUERIES
 from replicator.run import Replication
-from replicator.sides import QUERIES
 from warehouse.db import Connection, connect, wrap_errors
 from warehouse.errors import SettingsError
 from warehouse.service import Stop, keep_trying, print_json

@@ -91,9 +91,9 @@ def test_positions_count_by_file_and_offset_too() -> None:
 def test_pace(monkeypatch: pytest.MonkeyPatch) -> None:
     """After so many rows the comparison waits until their time has come; chunks are no larger than a second's rows."""
     settings: Any = SimpleNamespace(chunk_rows=20_000)
-    sides: Any = SimpleNamespace(source=SimpleNamespace(position=lambda: Position("binlog.000001", 4)))
+    side: Any = SimpleNamespace(source=SimpleNamespace(position=lambda: Position("binlog.000001", 4)))
     monkeypatch.setattr("replicator.verification.time", SimpleNamespace(monotonic=lambda: 1000.0, sleep=None))
-    work = Verification(1, sides, Watch(), settings, repair=False, rows_per_s=500.0, stopping=lambda: False, kept=None)
+    work = Verification(1, side, side, Watch(), settings, repair=False, rows_per_s=500.0, stopping=lambda: False, kept=None)
     waited: list[float] = []
     monkeypatch.setattr(work, "sleep", waited.append)
     assert work.chunk_rows == 500
@@ -113,7 +113,7 @@ def test_pace(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_outcomes(tally: Tally, expected: str) -> None:
     """What a tally means."""
     settings: Any = SimpleNamespace(chunk_rows=10)
-    sides: Any = SimpleNamespace(source=SimpleNamespace(position=lambda: Position("binlog.000001", 4)))
-    work = Verification(1, sides, Watch(), settings, repair=True, rows_per_s=1.0, stopping=lambda: False, kept=None)
+    side: Any = SimpleNamespace(source=SimpleNamespace(position=lambda: Position("binlog.000001", 4)))
+    work = Verification(1, side, side, Watch(), settings, repair=True, rows_per_s=1.0, stopping=lambda: False, kept=None)
     work.tally = tally
     assert work.outcome()[0] == expected

@@ -1,7 +1,7 @@
-"""What `verify` reads of both sides: ranges of the source, rows of the mirror, and rows as Postgres itself writes them.
+"""The mirror's side of a comparison: the rows of one table, and rows of the source as Postgres would write them.
 
-Owns the statements and the stage of keys, on connections of its own; writes nothing but that temporary table. The mirror is
-read with COPY BINARY, so its rows have the form in which the source's rows are sent there.
+Owns the statements and the temporary tables that keys and rows are staged in, on a connection of its own; writes nothing else.
+The mirror is read with COPY BINARY, so its rows have the form in which the source's rows are sent there.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -21,76 +20,39 @@ from psycopg import sql
 from replicator.compare import COPY_HEADER_BYTES
 from replicator.copy_binary import copy_into, copy_tuples
 from replicator.errors import TableProblem
-from replicator.key_order import COMPARABLE, Key, KeyOrder
-from replicator.key_range import RangeReader
 from replicator.mirror import MirrorTable, key_object
 from replicator.quarantine import identify_tuple
-from replicator.result import ResultReader
 from replicator.rows import Indexes, Rows
-from replicator.source import Source, SourceTable
+from replicator.source_side import Span
 from warehouse.db import Connection, read_queries
 
 QUERIES = read_queries("replicator", "verify.sql")
-# More in one chunk would be too much memory, and more than Postgres sends in one message where rows are huge.
-MOST_BYTES = 128 << 20
 _BLOCK_BYTES = 8 << 20
-_ALL = 1 << 62
 
 
 class TableChanged(TableProblem):
     """A table was copied, altered or dropped while it was verified; nothing is said about it."""
 
 
-class ChunkTooLarge(Exception):
-    """A range has more bytes than are compared at once."""
-
-
-@dataclass(frozen=True)
-class Span:
-    """A range of keys, as the source and as the mirror take it.
-
-    Attributes:
-        after, upto: behind which key it begins and with which it ends, () at the table's ends.
-        low, high: the same as COPY tuples with a number, 0 and 1; empty at the table's ends.
-    """
-
-    after: Key = ()
-    upto: Key = ()
-    low: bytes = b""
-    high: bytes = b""
-
-
-class Sides:
-    """One table, read at the source and in the mirror.
+class MirrorSide:
+    """One table's mirror.
 
     Args:
-        conn: to the warehouse, for this object alone. source: likewise.
+        conn: to the warehouse, for this object alone.
         name: the source's name in the warehouse.
-        found: the table as the source describes it. table: its mirror.
+        table: its mirror.
         pause: called between blocks; raises where the work is to end.
+        is_shared: both sides order the keys alike, so that a span of the source's holds the same keys here.
 
     Attributes:
         since: the mirror is what it is since then; None before the first look.
-        is_paged: the source can be read in ranges of the key.
-        is_shared: both sides order the keys alike, so that a span holds the same keys in the mirror.
-        unreadable: how many rows of the source the last read has left out, because no mirror can hold them.
     """
 
-    def __init__(
-        self, conn: Connection, source: Source, name: str, found: SourceTable, table: MirrorTable, pause: Callable[[], None]
-    ) -> None:
-        self.conn, self.source, self.name, self.found, self.table, self._pause = conn, source, name, found, table, pause
-        self.is_key = np.array([i in found.key for i in range(len(found.columns))], np.uint8)
-        self.unreadable = 0
+    def __init__(self, conn: Connection, name: str, table: MirrorTable, pause: Callable[[], None], *, is_shared: bool) -> None:
+        self.conn, self.name, self.table, self.is_shared, self._pause = conn, name, table, is_shared, pause
         self.since: datetime | None = None
+        self._is_key = np.array([column["name"] in table.key for column in table.columns], np.uint8)
         self._excluded: list[str] = []
-        self._order = KeyOrder.read(source, found)
-        self._reader: RangeReader | None = None
-        self.is_paged = self._order is not None
-        # The mirror's primary key has the columns in the table's order.
-        columns = () if self._order is None else self._order.columns
-        kinds, names = {column.kind for column in columns}, [column.mirror_name for column in columns]
-        self.is_shared = self._order is None or (kinds <= COMPARABLE and names == table.key_names)
         conn.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         # A stage has no statistics; and what the planner takes for dear here would be compiled before it runs.
         for setting in ("enable_hashjoin", "enable_mergejoin", "enable_seqscan", "jit"):
@@ -98,79 +60,6 @@ class Sides:
         if table.key:
             self._make_stage()
 
-    @property
-    def key_order(self) -> list[str]:
-        """The key's columns in the order of the index; none where the table is not read in ranges."""
-        return [] if self._order is None else [column.name for column in self._order.columns]
-
-    # ------------------------------------------------------------------------------------------------ the source
-    def read_next(self, before: Span, rows: int) -> tuple[Rows, Span]:
-        """The source's next rows behind a span, and the span that they are; to the table's end where they are fewer.
-
-        Raises:
-            ChunkTooLarge: they are more than MOST_BYTES.
-        """
-        found, last = self._read(before.upto, (), rows)
-        while not len(found) and self.unreadable == rows:
-            # none of them has a key that the mirror could be asked for
-            rows *= 2
-            found, last = self._read(before.upto, (), rows)
-        if len(found) + self.unreadable < rows or self._order is None:
-            return found, Span(before.upto, (), _renumber(before.high), b"")
-        end = np.array([len(found) - 1])
-        return found, Span(before.upto, last, _renumber(before.high), found.keys(end, np.array([1])))
-
-    def read_again(self, span: Span) -> Rows:
-        """The source's rows of a span now.
-
-        Raises:
-            ChunkTooLarge: they are more than MOST_BYTES.
-        """
-        return self._read(span.after, span.upto, _ALL)[0]
-
-    def _read(self, after: Key, upto: Key, limit: int) -> tuple[Rows, Key]:
-        data, last = bytearray(), after
-        self.unreadable = 0
-        try:
-            if self._order is None:
-                reader = ResultReader(self.source, self.found, 0)
-                try:
-                    for _, tuples in reader.blocks():
-                        self._add(data, tuples)
-                    self.unreadable = len(reader.take_set_aside())
-                finally:
-                    reader.close()
-            else:
-                if self._reader is None:
-                    self._reader = RangeReader(self.source, self.found, self._order, should_stop=self._interrupt)
-                for block in self._reader.read(after, upto, limit):
-                    self._add(data, block.tuples.data)
-                    self.unreadable += len(block.set_aside)
-                    last = block.last
-        except BaseException:
-            # the rest of the result is still on its way
-            self.close()
-            raise
-        return Rows.parse(data, self.is_key), last
-
-    def _interrupt(self) -> bool:
-        """Asked while nothing comes; a range is read to its end, or not at all."""
-        self._pause()
-        return False
-
-    def _add(self, data: bytearray, tuples: memoryview) -> None:
-        data += tuples
-        self._pause()
-        if len(data) > MOST_BYTES:
-            raise ChunkTooLarge
-
-    def close(self) -> None:
-        """Close the connection that the source's rows are read on."""
-        if self._reader is not None:
-            self._reader.close()
-            self._reader = None
-
-    # ------------------------------------------------------------------------------------------------ the mirror
     @contextmanager
     def snapshot(self) -> Iterator[None]:
         """A transaction that sees the mirror at one moment.
@@ -191,8 +80,8 @@ class Sides:
             raise TableChanged(f"{self.table.name} was copied or altered while it was compared")
         self.since, self._excluded = row[1], list(row[4])
 
-    def read_mirror(self, span: Span, source: Rows) -> Rows:
-        """The mirror's rows of a span; where the two sides may not order keys alike, those with the keys of these rows."""
+    def read_span(self, span: Span, source: Rows) -> Rows:
+        """The rows of a span; where the two sides may not order keys alike, those with the keys of these rows."""
         if not self.is_shared:
             self.stage(source.all_keys(0))
             return self._copy_out(
@@ -240,17 +129,17 @@ class Sides:
             for piece in copy:
                 data += piece
                 if len(data) > _BLOCK_BYTES:
-                    yield Rows.parse(data, self.is_key, at)
+                    yield Rows.parse(data, self._is_key, at)
                     data, at = bytearray(), 0
                     self._pause()
-        yield Rows.parse(data, self.is_key, min(at, len(data)))
+        yield Rows.parse(data, self._is_key, min(at, len(data)))
 
     def _copy_out(self, query: sql.Composable, is_key: NDArray[np.uint8] | None = None) -> Rows:
         data = bytearray()
         with self.conn.cursor().copy(sql.SQL("COPY ({}) TO STDOUT (FORMAT BINARY)").format(query)) as copy:
             for piece in copy:
                 data += piece
-        return Rows.parse(data, self.is_key if is_key is None else is_key, COPY_HEADER_BYTES)
+        return Rows.parse(data, self._is_key if is_key is None else is_key, COPY_HEADER_BYTES)
 
     def _columns(self) -> sql.Composed:
         """A row of the mirror, laid out as the source's rows come."""
@@ -337,8 +226,3 @@ class Sides:
         names = [*(column["mirror_name"] for column in self.table.columns), *self.table.own_columns]
         copy_tuples(self.conn, copy_into(stage, names), tuples)
         return stage
-
-
-def _renumber(key: bytes) -> bytes:
-    """A span's end as the beginning of the next one: the number is the tuple's last field."""
-    return key[:-8] + bytes(8) if key else key
