@@ -15,6 +15,7 @@ import structlog
 from replicator.apply import Applier
 from replicator.check import find_problems, refuse_if_fatal
 from replicator.checkpoint import begin, begin_anew, hold_tables, read_checkpoint, read_restart, release_tables
+from replicator.chooser import TableChooser
 from replicator.errors import PositionLost, UnsupportedEvent
 from replicator.follower import Follower
 from replicator.mirror import QUERIES
@@ -208,7 +209,7 @@ class Replication:
         """Apply what the stream brings; "again" where it must be opened anew after a pause."""
         prepared, skipped = read_prepared(work.conn, self.name), read_skipped(work.conn, self.name)
         stream = Stream(
-            work.source, self.settings.replicator, work.position, work.seq, work.registry, prepared, skipped
+            work.source, self.settings.replicator, work.position, work.seq, TableChooser(work.registry), prepared, skipped
         )  # fmt: skip
         ahead = Prefetch(stream, work.wake)
         work.follow(stream, ahead)

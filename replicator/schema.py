@@ -1,6 +1,7 @@
-"""The tables of a source: which ones are wanted, what state each is in, and whether rows of a table map fit its mirror.
+"""The tables of a source: which ones are wanted, what state each is in, and which of them cascades tie together.
 
-Owns warehouse.tables. Never touches rows; the mirror's DDL is in mirror_ddl.py.
+Owns warehouse.tables. Never touches rows; the mirror's DDL is in mirror_ddl.py, and whether rows of the stream fit a mirror is
+found in chooser.py.
 """
 
 from __future__ import annotations
@@ -14,25 +15,15 @@ import structlog
 
 from replicator.cascades import ForeignKey, find_family, find_foreign_keys, read_foreign_key
 from replicator.charsets import Charsets
-from replicator.difference import describe_difference
-from replicator.errors import (
-    FilterUnmet,
-    LostParent,
-    MirrorTaken,
-    MissingMetadata,
-    SchemaChanged,
-    TableProblem,
-    UnsupportedColumn,
-)
-from replicator.items import Choice
+from replicator.errors import FilterUnmet, LostParent, MirrorTaken, SchemaChanged, TableProblem, UnsupportedColumn
 from replicator.mirror import LIVE, QUERIES, MirrorTable, State, describe_columns
 from replicator.mirror_ddl import create_mirror
 from replicator.position import Flavor, Position, parse_position
 from replicator.quarantine import read_identities
 from replicator.selection import Selection, fit_filter, read_filters
-from replicator.source import MIRRORED, Source, SourceTable
-from replicator.tablemap import TableMap
-from replicator.typemap import OLD_LAYOUT, OWN_COLUMNS, OWN_SCHEMAS, ROW_HASH, Kind, mirror_identifier, recognize
+from replicator.source import Source, SourceTable
+from replicator.typemap import OWN_SCHEMAS, mirror_identifier
+from replicator.unsupported import find_unsupported
 from warehouse.db import Connection
 
 log = structlog.get_logger()
@@ -41,7 +32,7 @@ _POSTPONED_S = 1.0
 
 
 class Registry:
-    """All matching tables of one source; the stream asks it about every new table map.
+    """All matching tables of one source.
 
     Args:
         source: to look up columns and keys.
@@ -174,21 +165,9 @@ class Registry:
 
     def find_problem(self, found: SourceTable) -> TableProblem | None:
         """Why a table cannot be mirrored; None where it can."""
-        problem = self.find_schema_problem(found.name)
+        problem = self.find_schema_problem(found.name) or find_unsupported(found, self.charsets)
         if problem is not None:
             return problem
-        if found.table_type not in MIRRORED:
-            return UnsupportedColumn(f"it is no plain table, but: {found.table_type.lower()}")
-        if any(column.row_end and column.kind is not Kind.TIMESTAMP for column in found.columns):
-            what = "it is versioned by transaction ids, and MariaDB logs its changes as statements"
-            return UnsupportedColumn(what, hint="Version it by TIMESTAMP(6) columns: the first change stops the source.")
-        for column in found.columns:
-            if column.mirror_type is None:
-                return UnsupportedColumn(f"column {column.name} has the type {column.source_type}, which is not covered")
-            if column.kind in (Kind.TEXT, Kind.ENUM, Kind.SET) and not self.charsets.covers(column.charset):
-                return UnsupportedColumn(f"column {column.name} has the character set {column.charset}, which is not covered")
-            if column.mirror_name in OWN_COLUMNS or (column.mirror_name == ROW_HASH and not found.key):
-                return UnsupportedColumn(f"column {column.name} has a name that the mirror needs for itself")
         names = [column.name for column in found.columns]
         return self.find_unmet(found.name, names, [names[i] for i in found.key])
 
@@ -266,56 +245,11 @@ class Registry:
                 if problem is not None:
                     self.reject(table.number, problem)
 
-    # ------------------------------------------------------------------------------------------------ the stream's side
-    def choose(self, table_map: TableMap, at: Position) -> Choice | None:
-        """What to do with the rows behind a table map; see items.Chooser."""
-        with self.lock:
-            return self._choose(table_map, at)
-
-    def _choose(self, table_map: TableMap, at: Position) -> Choice | None:
-        name = f"{table_map.database}.{table_map.table}"
-        if not self.matches(name):
-            return None
-        table = self.tables.get(name) or self.discover(name)
-        if table is None or table.state not in LIVE or table.resync:
-            return None
-        if table_map.columns is None:
-            hint = "Set binlog_row_metadata = FULL, then resync the table."
-            self.reject(table.number, MissingMetadata("a table map lacks the columns' names", hint=hint))
-            return None
-        columns = recognize(table_map.columns, {column["name"]: column["mirror_type"] for column in table.columns})
-        types = {column["name"]: column["source_type"] for column in table.columns}
-        old = [column.name for column in columns if column.kind in OLD_LAYOUT and "(" in types.get(column.name, "")]
-        if old:
-            hint = "They were written before ALTER TABLE ... FORCE; resync the table once the stream is past them."
-            what = "rows with fractional digits in MariaDB's layout of version 5.3 cannot be read: column "
-            self.reject(table.number, UnsupportedColumn(what + ", ".join(old), hint=hint))
-            return None
-        if not table.is_like(columns):
-            if table.holds(at):
-                # an ALTER lies between them and the copy, and no row changes while a table is altered
-                return None
-            self.require_resync(table, SchemaChanged(describe_difference(table, columns)))
-            return None
-        for known, column in zip(table.columns, columns, strict=True):
-            known["charset"] = known.get("charset") or column.charset
-        names = [column.name for column in columns]
-        unmet = self.find_unmet(name, names, table.key)
-        if unmet is not None:
-            self.reject(table.number, unmet)
-            return None
-        return Choice(table.number, tuple(names.index(column) for column in table.key), columns)
-
+    # ------------------------------------------------------------------------------------------------ states
     def reject(self, table: int, problem: TableProblem) -> None:
         """A table cannot be replicated; the others go on."""
         with self.lock:
             self.set_state(self.by_number[table], "Failed", str(problem).replace("\n", " "))
-
-    def distrust(self, problem: TableProblem) -> None:
-        """Rows are missing, and of which tables is not known: copy all of them afresh."""
-        for table in self.by_number:
-            if table.state in LIVE:
-                self.require_resync(table, problem)
 
     def require_resync(self, table: MirrorTable, problem: TableProblem) -> None:
         """A table must be copied afresh; its mirror stays as it is until then."""
