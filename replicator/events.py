@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import struct
+import zlib
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -145,6 +146,25 @@ def parse_checksum_algorithm(body: bytes) -> bool:
     if algorithm not in (0, 1):
         raise StreamBroken(f"binlog checksum algorithm {algorithm} is not known")
     return algorithm == 1
+
+
+def parse_error(packet: bytes) -> tuple[int, str]:
+    """Number and text of an error that the server sends in the place of an event.
+
+    Args:
+        packet: with its header of four bytes; the end of a long one may be missing.
+
+    Source: MySQL internals, "ERR_Packet".
+    """
+    body = packet[5 : 4 + int.from_bytes(packet[:3], "little")]
+    # since protocol 4.1 an SQLSTATE comes before the text
+    text = body[8:] if body[2:3] == b"#" else body[2:]
+    return int.from_bytes(body[:2], "little"), text.decode("utf-8", "replace")
+
+
+def is_intact(event: bytes) -> bool:
+    """Whether the last four bytes of a whole event are its CRC32."""
+    return zlib.crc32(event[:-CHECKSUM_BYTES]) == int.from_bytes(event[-CHECKSUM_BYTES:], "little")
 
 
 def parse_query(body: bytes) -> Query:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import socket
 import time
-import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -187,7 +186,7 @@ class Stream(RareEvents):
         elif kind == Event.ROTATE:
             self._handle_rotate(events.parse_rotate(body))
         elif kind == Event.FORMAT_DESCRIPTION:
-            if not _is_intact(event):
+            if not events.is_intact(event):
                 self._raise_for(decode.BAD_CHECKSUM)
             state[decode.CHECKSUM] = events.parse_checksum_algorithm(body)
         elif kind == Event.TRANSACTION_PAYLOAD:
@@ -299,11 +298,8 @@ class Stream(RareEvents):
             self.plans.turn_away(plan)
             return
         if code == decode.SERVER_ERROR:
-            at = int(state[decode.AT]) + 5
-            text = self._packets.data[at : at + 512].tobytes()
-            message = text[8:] if text[2:3] == b"#" else text[2:]
-            size = int.from_bytes(self._packets.data[at - 5 : at - 2].tobytes(), "little") - (len(text) - len(message)) - 1
-            raise error_for(int.from_bytes(text[:2], "little"), message[:size].decode("utf-8", "replace"), "binlog dump")
+            at = int(state[decode.AT])
+            raise error_for(*events.parse_error(self._packets.data[at : at + 512].tobytes()), "binlog dump")
         if code == decode.SERVER_EOF:
             raise SourceUnavailable("the source ended the binlog dump", position=self._place())
         what = {
@@ -325,9 +321,3 @@ class Stream(RareEvents):
 
     def _place(self) -> str:
         return f"{self._files[int(self._state[decode.FILE])]}:{int(self._state[decode.LOG_POS])}"
-
-
-def _is_intact(event: bytes) -> bool:
-    """True where the last four bytes are the event's CRC32."""
-    stored = int.from_bytes(event[-events.CHECKSUM_BYTES :], "little")
-    return zlib.crc32(event[: -events.CHECKSUM_BYTES]) == stored
