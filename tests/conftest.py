@@ -19,10 +19,11 @@ pytest_plugins = ["tests.fixtures.servers", "tests.fixtures.plant", "tests.fixtu
 # Here the run on MariaDB shows little that the one on MySQL, and other tests on MariaDB, do not show.
 _ON_MYSQL_FIRST = frozenset(
     {
-        "test_connection", "test_copies", "test_ddl_during_copies", "test_demo", "test_failover", "test_history",
-        "test_key_range", "test_keyless", "test_load", "test_locks", "test_lost_position", "test_operator",
-        "test_quarantine", "test_refresh", "test_replication", "test_schema_changes", "test_servers", "test_set_aside",
-        "test_source_ddl", "test_verify", "test_verify_command", "test_warehouse_faults", "test_selection", "test_table_states",
+        "test_check", "test_connection", "test_copies", "test_ddl_during_copies", "test_demo", "test_exit_codes",
+        "test_failover", "test_history", "test_key_range", "test_keyless", "test_load", "test_locks", "test_lost_position",
+        "test_operator", "test_quarantine", "test_refresh", "test_replication", "test_schema_changes", "test_servers",
+        "test_set_aside", "test_source_ddl", "test_verify", "test_verify_command", "test_warehouse_faults", "test_selection",
+        "test_table_states",
     }
 )  # fmt: skip
 
