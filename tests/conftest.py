@@ -14,7 +14,7 @@ settings.register_profile("same", derandomize=True, database=None)
 settings.register_profile("explore", derandomize=False)
 settings.load_profile("explore" if "TAILRACE_EXPLORE" in os.environ else "same")
 
-pytest_plugins = ["tests.fixtures.servers", "tests.fixtures.plant", "tests.fixtures.pipeline"]
+pytest_plugins = ["tests.fixtures.servers", "tests.fixtures.plant", "tests.fixtures.pipeline", "tests.fixtures.views"]
 
 # Here the run on MariaDB shows little that the one on MySQL, and other tests on MariaDB, do not show.
 _ON_MYSQL_FIRST = frozenset(
