@@ -14,6 +14,9 @@ settings.register_profile("same", derandomize=True, database=None)
 settings.register_profile("explore", derandomize=False)
 settings.load_profile("explore" if "TAILRACE_EXPLORE" in os.environ else "same")
 
+# Its assertions say what differs, as those in a test do.
+pytest.register_assert_rewrite("tests.oracle")
+
 pytest_plugins = ["tests.fixtures.servers", "tests.fixtures.plant", "tests.fixtures.pipeline", "tests.fixtures.views"]
 
 # Here the run on MariaDB shows little that the one on MySQL, and other tests on MariaDB, do not show.

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.column_types import KEYS, TEXTS, Table, Type, texts
 from tests.fixtures.pipeline import Pipeline
-from tests.integration import test_oracle
-from tests.integration.test_oracle import EXAMPLES, KEYS, TEXTS, Table, Type, check
+from tests.oracle import EXAMPLES, check
 
 # ---------------------------------------------------------------------------------------------------- values
 SCALARS = (
@@ -94,9 +94,9 @@ INET6 = Type("INET6", "inet", st.ip_addresses(v=6).map(str) | ADDRESSES)
 FIXED = Type("BINARY(16)", "bytes", st.binary(max_size=16))
 
 TYPES = {
-    "mysql": st.one_of(st.just(JSON), st.just(VECTOR), st.just(GEOMETRY), byte_labels(), st.just(FIXED), test_oracle.texts()),
+    "mysql": st.one_of(st.just(JSON), st.just(VECTOR), st.just(GEOMETRY), byte_labels(), st.just(FIXED), texts()),
     "mariadb": st.one_of(
-        compressed(), st.sampled_from([UUID, INET4, INET6, GEOMETRY, FIXED]), byte_labels(), test_oracle.texts()
+        compressed(), st.sampled_from([UUID, INET4, INET6, GEOMETRY, FIXED]), byte_labels(), texts()
     ),
 }  # fmt: skip
 # MySQL evaluates these; their results are values that no JSON text has.
