@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from replicator.errors import SourceUnavailable
 from replicator.typemap import BINARY, INET_WIDTHS, KINDS, UUID_WIDTH, Column, Kind
 
 # Database and table, twice.
@@ -41,7 +42,11 @@ def parse_columns(rows: Iterable[Sequence[Any]]) -> tuple[Column, ...]:
 
 
 def parse_key(rows: Iterable[tuple[str, str | None, str]], columns: Sequence[Column]) -> tuple[int, ...]:
-    """Positions of the columns of the first unique index without NULLs, from the answer to INDEXES_OF_TABLE; else none."""
+    """Positions of the columns of the first unique index without NULLs, from the answer to INDEXES_OF_TABLE; else none.
+
+    Raises:
+        SourceUnavailable: that index has other columns than the table had when these were asked for.
+    """
     indexes: dict[str, list[tuple[str | None, str]]] = {}
     for index, column, nullable in rows:
         indexes.setdefault(index, []).append((column, nullable))
@@ -50,6 +55,8 @@ def parse_key(rows: Iterable[tuple[str, str | None, str]], columns: Sequence[Col
         # an index over an expression names no column
         known = [column for column, nullable in parts if column is not None and nullable != "YES"]
         if len(known) == len(parts):
+            if not set(known) <= set(names):
+                raise SourceUnavailable("a table was altered while its columns and its key were asked for")
             return tuple(names.index(column) for column in known)
     return ()
 
