@@ -22,7 +22,7 @@ Floats = NDArray[np.float64]
 _BLOCK_VALUES = 98_304  # values of a block of rows: with a tree's boxes it fits the second-level cache
 _ROWS_WORTH_THREADS = 32  # starting threads takes about as long as scoring ten rows
 _BYTES_WORTH_THREADS = 2**22
-_PARTS_PER_THREAD = 6  # of the trees: few enough to cost nothing, and enough that no thread waits long for the last one
+_PARTS_PER_THREAD = 12  # of the trees: few enough to cost nothing, and enough that no thread waits long for the last one
 
 
 class Blocks:

@@ -59,12 +59,15 @@ SLOT = np.dtype(
 LANES = 8  # partial sums in `gap_sum`; fixed, so that results do not depend on the processor's vector width
 CHUNK_TREES = 4  # trees whose scores are added before chunks are; fixed, so that results do not depend on the number of threads
 NONE = -1
+_CERTAIN = 1.0 - 1e-9  # leaves room for rounding
 _TINY = 1e-300  # turns 0 / 0 into 0, and is lost in any sum of float32 values that is not zero
 
 MAX_DEPTH = 2047  # internal nodes of the largest tree, and so the longest path
 _INVERSE = 1.0 / np.arange(1, MAX_DEPTH + 2)  # _INVERSE[depth] = 1 / (depth + 1): a load is cheaper than a division
 _MANY_ROWS = 1024  # rows from which on it pays to go through the boxes of a tree, and not through those of each row
 _BATCH = 96  # rows that go down and up a tree together; their paths stay in the first-level cache
+_LANE = 3  # numbers that say what a lane of a batch is: a row, the tree that it is in, the tree's root
+_RUN = 3  # numbers that say what a run of a tree is: its first row, one past its last, what becomes of that one
 _STEP = 4  # boxes of a row that are taken at once on its way up
 # _DOWNWARDS[MAX_DEPTH - level + i] = 1 / (level - i + 1): the weights of a level and of those above it, side by side.
 _DOWNWARDS = np.concatenate([_INVERSE[::-1], np.zeros(_STEP)])
@@ -76,8 +79,9 @@ _MIX_2 = np.uint64(0x94D049BB133111EB)
 _S11, _S27, _S30, _S31 = np.uint64(11), np.uint64(27), np.uint64(30), np.uint64(31)
 
 # No fastmath: NaN is meaningful here, and sums must come out the same on every machine.
-_OPTIONS: Any = {"cache": True, "nogil": True, "error_model": "numpy", "fastmath": False}
-_compiled = njit(**_OPTIONS)
+_OPTIONS: Any = {"nogil": True, "error_model": "numpy", "fastmath": False}
+# For what is called from outside; its compiled code holds that of all it calls, and only it is in the cache.
+_compiled = njit(**_OPTIONS, cache=True)
 # Without reference counts, for functions that make no array: each array argument of a call would be counted up and down, and an
 # atomic instruction takes longer than a box.
 _uncounted = njit(**_OPTIONS | {"_nrt": False})
@@ -145,24 +149,55 @@ def _add_gaps_plain(corners, low, high, points, row, weight, sums, at):
     sums[at + 1] += weight * np.where(below > 0.0, below, 0.0)
 
 
-def _widen_plain(corners, low, high, points, row):
+def _widen_plain(corners, low, high, points, row, target):
     """`widen` without compilation."""
     x, a, b = points[row], corners[low].copy(), corners[high].copy()
-    corners[low] = np.where((x < a) | np.isnan(a), x, a)
-    corners[high] = np.where((x > b) | np.isnan(b), x, b)
-    return _range_plain(corners, low, high)
+    corners[target] = np.where((x < a) | np.isnan(a), x, a)
+    corners[target + 1] = np.where((x > b) | np.isnan(b), x, b)
+    return _range_plain(corners, target, target + 1)
 
 
-def _join_plain(corners, mine, first_low, first_high, second_low, second_high):
-    """`join` without compilation."""
-    before = corners[mine : mine + 2].copy()
-    a, b = corners[first_low], corners[second_low]
-    corners[mine] = np.where((a < b) | np.isnan(b), a, b)
-    a, b = corners[first_high], corners[second_high]
-    corners[mine + 1] = np.where((a > b) | np.isnan(b), a, b)
-    changed = not np.array_equal(before, corners[mine : mine + 2], equal_nan=True)
-    total = _range_plain(corners, mine, mine + 1)
-    return -total if changed else total
+def _copy_point_plain(corners, target, points, row):
+    """`copy_point` without compilation."""
+    corners[target] = points[row]
+
+
+def _join_up_plain(nodes, corners, node, child):
+    """`join_up` without compilation."""
+    first_leaf = len(nodes) // 2
+    while node != NONE:
+        record, before = nodes[node], corners[2 * node : 2 * node + 2].copy()
+        record["mass"] -= 1
+        rows = [(2 * n, 2 * n + 1) if n < first_leaf else (n + first_leaf,) * 2 for n in (record["left"], record["right"])]
+        (first_low, first_high), (second_low, second_high) = rows
+        a, b = corners[first_low], corners[second_low]
+        corners[2 * node] = np.where((a < b) | np.isnan(b), a, b)
+        a, b = corners[first_high], corners[second_high]
+        corners[2 * node + 1] = np.where((a > b) | np.isnan(b), a, b)
+        record["range_sum"] = _range_plain(corners, 2 * node, 2 * node + 1)
+        if np.array_equal(before, corners[2 * node : 2 * node + 2], equal_nan=True):
+            return int(record["parent"])
+        node = int(record["parent"])
+    return NONE
+
+
+def _list_gaps_plain(corners, low, high, points, row, gaps):
+    """`list_gaps` without compilation."""
+    point = points[row].astype(np.float64)
+    below, above = corners[low].astype(np.float64) - point, point - corners[high].astype(np.float64)
+    longer = np.where(below > above, below, above)
+    gaps[:] = np.where(longer > 0.0, longer, 0.0)
+
+
+def _measure_path_plain(nodes, corners, points, row, path, lane, count, gaps, totals):
+    """`measure_path` without compilation."""
+    first_leaf = len(nodes) // 2
+    for level in range(count):
+        node = path[level + _STEP - 1, lane]
+        low, high = (2 * node, 2 * node + 1) if node < first_leaf else (node + first_leaf,) * 2
+        gaps[level] = _gap_sum_plain(corners, low, high, points, row)
+        totals[level] = nodes[node]["range_sum"] + gaps[level]
+    return True
 
 
 def _pick_child_plain(nodes, node, points, row):
@@ -182,20 +217,24 @@ def _is_whole_plain(corners, row):
     return not np.isnan(corners[row]).any()
 
 
-def _find_group_plain(nodes, node, points, first, last, start, leaves, depths, path):
+def _find_lanes_plain(nodes, points, lanes, count, leaves, depths, path):
     """`find_few` and `find_many` without compilation."""
+    for lane in range(count):
+        row, tree, at = lanes[lane]
+        level = 0
+        while at < nodes.shape[1] // 2:
+            path[level + _STEP - 1, lane] = at
+            at, level = _pick_child_plain(nodes[tree], at, points, row), level + 1
+        leaves[lane], depths[lane] = at, level
+
+
+def _find_leaves_plain(nodes, node, points, first, last, leaves, depths):
+    """`find_leaves` without compilation."""
     for k in range(first, last):
         at, level = node, 0
         while at < nodes.shape[0] // 2:
-            path[level + _STEP - 1, k - start] = at
             at, level = _pick_child_plain(nodes, at, points, k), level + 1
         leaves[k], depths[k] = at, level
-
-
-def _find_leaves_plain(nodes, node, points, first, last, start, leaves, depths, path):
-    """`find_leaves` without compilation."""
-    for k in range(first, last):
-        _find_group_plain(nodes, node, points, k, k + 1, k, leaves, depths, path)
 
 
 def _add_path_plain(corners, points, row, path, weights, first, last, leaf, leaf_weight, sums, at):
@@ -223,16 +262,16 @@ def _join_rows_plain(corners, low, points, order, values, target, first, last, r
     return target
 
 
-def _climb_plain(nodes, corners, points, first, count, path, climbers, weights, value, shares=None, totals=None, tops=None):
+def _climb_plain(nodes, corners, points, lanes, count, path, climbers, weights, value, shares=None, totals=None, tops=None):
     """`climb` and `climb_recorded` without compilation."""
     for lane, lowest in climbers[:count]:
-        row = first + lane
+        row, tree, _ = lanes[lane]
         for level in range(lowest, -1, -1):
             node = path[level + _STEP - 1, lane]
-            gap = _gap_sum_plain(corners, 2 * node, 2 * node + 1, points, row)
-            total = float(nodes[node]["range_sum"]) + gap + _TINY
+            gap = _gap_sum_plain(corners[tree], 2 * node, 2 * node + 1, points, row)
+            total = float(nodes[tree, node]["range_sum"]) + gap + _TINY
             q = gap / total
-            value[row] = q * weights[MAX_DEPTH - level] + (1.0 - q) * value[row]
+            value[lane] = q * weights[MAX_DEPTH - level] + (1.0 - q) * value[lane]
             if shares is not None:
                 shares[lane, level + _STEP - 1], totals[lane, level + _STEP - 1] = q, total
                 tops[lane] = level if gap > 0.0 else tops[lane]
@@ -336,6 +375,13 @@ class _Rows:
             size, height = parts[0].type.count, height // 2
         return parts[0]
 
+    def gather(self, values):
+        """A vector of several values."""
+        made = ir.Constant(ir.VectorType(values[0].type, len(values)), ir.Undefined)
+        for i, each in enumerate(values):
+            made = self.builder.insert_element(made, each, ir.Constant(_I32, i))
+        return made
+
     def spread(self, value, count=LANES):
         """A vector of one value."""
         undefined = ir.Constant(ir.VectorType(value.type, count), ir.Undefined)
@@ -396,6 +442,56 @@ class _Rows:
         sums.add_incoming(full, after)
         return sums, odd
 
+    def keep(self, box):
+        """A box in registers, where the number of columns is known: for each side the place of each part."""
+        if not self.columns:
+            return None
+        values = [[self.load(pointer, index, kind) for index, kind in self.pieces()] for pointer in box]
+        return [[cgutils.alloca_once_value(self.builder, value) for value in side] for side in values]
+
+    def pieces(self):
+        """(index, type) of the parts of a row of known length, as long as they can be."""
+        whole = self.columns // (2 * LANES) * (2 * LANES)
+        found = [(ir.Constant(_I64, index), _PAIR) for index in range(0, whole, 2 * LANES)]
+        return found + ([(ir.Constant(_I64, whole), _PACKED)] if whole < self.columns else [])
+
+    def join(self, first, second, target, kept=None):
+        """Make `target` the box around two boxes, each (low corner, high corner); `kept`, where given, has the second one and
+        then the result. The sum of its side lengths, and whether that changed it.
+        """
+        builder = self.builder
+        total = cgutils.alloca_once_value(builder, _ZEROS)
+        changed = cgutils.alloca_once_value(builder, ir.Constant(_I1, 0))
+
+        def join_part(number, index, kind):
+            ends = []
+            differs = ir.Constant(_I1, 0)
+            for side, sign in ((0, "<"), (1, ">")):
+                a, old = self.load(first[side], index, kind), self.load(target[side], index, kind)
+                b = builder.load(kept[side][number]) if kept else self.load(second[side], index, kind)
+                end = builder.select(builder.fcmp_ordered(sign, a, b), a, b)
+                end = builder.select(builder.fcmp_unordered("uno", b, b), a, end)
+                self.store(end, target[side], index)
+                if kept:
+                    builder.store(end, kept[side][number])
+                whole = ir.VectorType(_I32, kind.count)
+                bits = builder.icmp_unsigned("!=", builder.bitcast(end, whole), builder.bitcast(old, whole))
+                bits = builder.bitcast(bits, ir.IntType(kind.count))
+                differs = builder.or_(differs, builder.icmp_unsigned("!=", bits, ir.Constant(bits.type, 0)))
+                ends.append(self.halves(end) if kind is _PAIR else [end])
+            for low, high in zip(*ends, strict=True):
+                length = self.larger(builder.fsub(self.wide(high), self.wide(low)), _ZEROS)
+                builder.store(builder.fadd(builder.load(total), length), total)
+            builder.store(builder.or_(builder.load(changed), differs), changed)
+
+        if self.columns:
+            for number, (index, kind) in enumerate(self.pieces()):
+                join_part(number, index, kind)
+        else:
+            with self.parts() as (index, _):
+                join_part(0, index, _PACKED)
+        return self.total(builder.load(total)), builder.load(changed)
+
     def _full_gap(self):
         """A function that sums one box's gaps in float64, what is missing left out: (low, high, point, columns)."""
         module, name = self.builder.module, "gap_sum_in_full"
@@ -453,60 +549,6 @@ def _add_gaps_vector(typing_context, corners, low, high, points, row, weight, su
     return types.void(corners, whole, whole, points, whole, types.float64, sums, whole), generate
 
 
-@intrinsic
-def _widen_vector(typing_context, corners, low, high, points, row):
-    def generate(context, builder, signature, arguments):
-        rows = _Rows(context, builder, signature, arguments, (0, 3))
-        box_low, box_high = rows.pointer(0, arguments[1]), rows.pointer(0, arguments[2])
-        point = rows.pointer(3, arguments[4])
-        total = cgutils.alloca_once_value(builder, _ZEROS)
-        with rows.parts() as (index, _):
-            x = rows.load(point, index)
-            ends = []
-            for pointer, sign in ((box_low, "<"), (box_high, ">")):
-                end = rows.load(pointer, index)
-                beyond = builder.or_(builder.fcmp_ordered(sign, x, end), builder.fcmp_unordered("uno", end, end))
-                ends.append(builder.select(beyond, x, end))
-                rows.store(ends[-1], pointer, index)
-            side = rows.larger(builder.fsub(rows.wide(ends[1]), rows.wide(ends[0])), _ZEROS)
-            builder.store(builder.fadd(builder.load(total), side), total)
-        return rows.total(builder.load(total))
-
-    return types.float64(corners, types.int64, types.int64, points, types.int64), generate
-
-
-@intrinsic
-def _join_vector(typing_context, corners, mine, first_low, first_high, second_low, second_high):
-    def generate(context, builder, signature, arguments):
-        rows = _Rows(context, builder, signature, arguments, (0,))
-        ours = rows.pointer(0, arguments[1]), rows.pointer(0, builder.add(arguments[1], ir.Constant(_I64, 1)))
-        firsts = rows.pointer(0, arguments[2]), rows.pointer(0, arguments[3])
-        seconds = rows.pointer(0, arguments[4]), rows.pointer(0, arguments[5])
-        flags = ir.VectorType(_I1, LANES)
-        total = cgutils.alloca_once_value(builder, _ZEROS)
-        changed = cgutils.alloca_once_value(builder, ir.Constant(flags, [0] * LANES))
-        with rows.parts() as (index, _):
-            ends = []
-            for side, sign in ((0, "<"), (1, ">")):
-                a, b, old = (rows.load(pointer[side], index) for pointer in (firsts, seconds, ours))
-                choose = builder.or_(builder.fcmp_ordered(sign, a, b), builder.fcmp_unordered("uno", b, b))
-                end = builder.select(choose, a, b)
-                ends.append(end)
-                rows.store(end, ours[side], index)
-                known = builder.or_(builder.fcmp_ordered("ord", end, end), builder.fcmp_ordered("ord", old, old))
-                differs = builder.and_(builder.fcmp_unordered("!=", end, old), known)
-                builder.store(builder.or_(builder.load(changed), differs), changed)
-            length = rows.larger(builder.fsub(rows.wide(ends[1]), rows.wide(ends[0])), _ZEROS)
-            builder.store(builder.fadd(builder.load(total), length), total)
-        found = rows.total(builder.load(total))
-        bits = builder.bitcast(builder.load(changed), ir.IntType(LANES))
-        other = builder.fneg(found)
-        return builder.select(builder.icmp_unsigned("!=", bits, ir.Constant(bits.type, 0)), other, found)
-
-    whole = types.int64
-    return types.float64(corners, whole, whole, whole, whole, whole), generate
-
-
 class _Records:
     """Nodes as bytes: fields of a record, and the child that a point goes to."""
 
@@ -514,25 +556,152 @@ class _Records:
         self.builder = builder
         records = context.make_array(signature.args[index])(context, builder, arguments[index])
         self.start = builder.bitcast(records.data, ir.IntType(8).as_pointer())
-        self.first_leaf = builder.lshr(cgutils.unpack_tuple(builder, records.shape)[0], ir.Constant(_I64, 1))
+        self.nodes = cgutils.unpack_tuple(builder, records.shape)[-1]
+        self.first_leaf = builder.lshr(self.nodes, ir.Constant(_I64, 1))
 
-    def field(self, node, name, kind, beyond=None):
-        """A field of a record, or what lies `beyond` bytes behind it."""
+    def tree(self, number):
+        """Address of the first record of a tree of a forest."""
+        size = self.builder.mul(self.nodes, ir.Constant(_I64, NODE.itemsize))
+        return self.builder.gep(self.start, [self.builder.mul(number, size)])
+
+    def field(self, node, name, kind, beyond=None, start=None):
+        """A field of a record of the tree that begins at `start`, or what lies `beyond` bytes behind it."""
         offset = ir.Constant(_I64, NODE.fields[name][1])
         offset = offset if beyond is None else self.builder.add(offset, beyond)
-        record = self.builder.gep(self.start, [self.builder.mul(node, ir.Constant(_I64, NODE.itemsize))])
+        record = self.builder.gep(start or self.start, [self.builder.mul(node, ir.Constant(_I64, NODE.itemsize))])
         value = self.builder.load(self.builder.bitcast(self.builder.gep(record, [offset]), kind.as_pointer()))
         value.align = 1
         return value
 
-    def child(self, node, point):
+    def box(self, rows, corners, node):
+        """Corners of a node's box, as pointers."""
+        inner = self.builder.icmp_signed("<", node, self.first_leaf)
+        low = self.builder.select(inner, self.builder.shl(node, ir.Constant(_I64, 1)), self.builder.add(node, self.first_leaf))
+        return rows.pointer(corners, low), rows.pointer(corners, self.builder.add(low, self.builder.zext(inner, _I64)))
+
+    def store(self, node, name, value):
+        """Set a field of a record."""
+        offset = self.builder.mul(node, ir.Constant(_I64, NODE.itemsize))
+        offset = self.builder.add(offset, ir.Constant(_I64, NODE.fields[name][1]))
+        place = self.builder.bitcast(self.builder.gep(self.start, [offset]), value.type.as_pointer())
+        self.builder.store(value, place).align = 1
+
+    def child(self, node, point, start=None):
         """Child of an internal node for a point with a value in the cut's dimension."""
-        dim = self.builder.zext(self.field(node, "cut_dim", _I16), _I64)
+        dim = self.builder.zext(self.field(node, "cut_dim", _I16, None, start), _I64)
         value = self.builder.load(self.builder.gep(point, [dim]))
-        right = self.builder.fcmp_ordered(">", value, self.field(node, "cut_value", _F32))
+        right = self.builder.fcmp_ordered(">", value, self.field(node, "cut_value", _F32, None, start))
         # The right child stands two bytes after the left one.
         beyond = self.builder.shl(self.builder.zext(right, _I64), ir.Constant(_I64, 1))
-        return self.builder.zext(self.field(node, "left", _I16, beyond), _I64)
+        return self.builder.zext(self.field(node, "left", _I16, beyond, start), _I64)
+
+
+@intrinsic
+def _widen_vector(typing_context, corners, low, high, points, row, target):
+    def generate(context, builder, signature, arguments):
+        rows = _Rows(context, builder, signature, arguments, (0, 3))
+        box = rows.pointer(0, arguments[1]), rows.pointer(0, arguments[2])
+        point, low = rows.pointer(3, arguments[4]), rows.pointer(0, arguments[5])
+        return rows.by_width(lambda: rows.join(box, (point, point), (low, builder.gep(low, [rows.width])))[0])
+
+    whole = types.int64
+    return types.float64(corners, whole, whole, points, whole, whole), generate
+
+
+@intrinsic
+def _copy_point_vector(typing_context, corners, target, points, row):
+    def generate(context, builder, signature, arguments):
+        rows = _Rows(context, builder, signature, arguments, (0, 2))
+        target, point = rows.pointer(0, arguments[1]), rows.pointer(2, arguments[3])
+        with rows.parts() as (index, _):
+            rows.store(rows.load(point, index), target, index)
+        return context.get_dummy_value()
+
+    return types.void(corners, types.int64, points, types.int64), generate
+
+
+@intrinsic
+def _list_gaps_vector(typing_context, corners, low, high, points, row, gaps):
+    def generate(context, builder, signature, arguments):
+        rows = _Rows(context, builder, signature, arguments, (0, 3))
+        box_low, box_high = rows.pointer(0, arguments[1]), rows.pointer(0, arguments[2])
+        point = rows.pointer(3, arguments[4])
+        gaps = context.make_array(signature.args[5])(context, builder, arguments[5]).data
+        with rows.parts() as (index, _):
+            low, high, x = (rows.wide(rows.load(place, index)) for place in (box_low, box_high, point))
+            gap = rows.larger(rows.larger(builder.fsub(low, x), builder.fsub(x, high)), _ZEROS)
+            rows.store(gap, gaps, index, 8)
+        return context.get_dummy_value()
+
+    return types.void(corners, types.int64, types.int64, points, types.int64, gaps), generate
+
+
+@intrinsic
+def _measure_path_vector(typing_context, nodes, corners, points, row, path, lane, count, gaps, totals):
+    def generate(context, builder, signature, arguments):
+        records = _Records(context, builder, signature, arguments, 0)
+        rows = _Rows(context, builder, signature, arguments, (1, 2))
+        path, gaps, totals = (context.make_array(signature.args[i])(context, builder, arguments[i]).data for i in (4, 7, 8))
+        path = builder.gep(path, [builder.add(arguments[5], ir.Constant(_I64, (_STEP - 1) * _BATCH))])
+        point, zero, step = rows.pointer(2, arguments[3]), ir.Constant(_I64, 0), ir.Constant(_I64, _STEP)
+
+        missing = cgutils.alloca_once_value(builder, ir.Constant(_I1, 0))
+
+        def measure():
+            with cgutils.for_range_slice(builder, zero, arguments[6], step, inc=True) as (level, _):
+                entry = builder.gep(path, [builder.mul(level, ir.Constant(_I64, _BATCH))])
+                places = [builder.gep(entry, [ir.Constant(_I64, i * _BATCH)]) for i in range(_STEP)]
+                met = [builder.sext(builder.load(place), _I64) for place in places]
+                found, odd = rows.gaps([(*records.box(rows, 1, node), point) for node in met])
+                rows.store(found, gaps, level, 8)
+                range_sums = rows.gather([records.field(node, "range_sum", _F64) for node in met])
+                rows.store(builder.fadd(range_sums, found), totals, level, 8)
+                bits = builder.bitcast(odd, ir.IntType(_STEP))
+                bits = builder.icmp_unsigned("!=", bits, ir.Constant(bits.type, 0))
+                builder.store(builder.or_(builder.load(missing), bits), missing)
+            return zero
+
+        rows.by_width(measure)
+        return builder.load(missing)
+
+    whole = types.int64
+    return types.boolean(nodes, corners, points, whole, path, whole, whole, gaps, totals), generate
+
+
+@intrinsic
+def _join_up_vector(typing_context, nodes, corners, node, child):
+    def generate(context, builder, signature, arguments):
+        records = _Records(context, builder, signature, arguments, 0)
+        rows = _Rows(context, builder, signature, arguments, (1,))
+        none = ir.Constant(_I64, NONE)
+        at, below = cgutils.alloca_once(builder, _I64), cgutils.alloca_once(builder, _I64)
+
+        def box(node):
+            return records.box(rows, 1, node)
+
+        def climb():
+            builder.store(arguments[2], at)
+            builder.store(arguments[3], below)
+            kept = rows.keep(box(arguments[3]))
+            head, end = builder.append_basic_block("up"), builder.append_basic_block("done")
+            builder.cbranch(builder.icmp_signed("!=", arguments[2], none), head, end)
+            builder.position_at_end(head)
+            node, child = builder.load(at), builder.load(below)
+            left, right = (builder.zext(records.field(node, side, _I16), _I64) for side in ("left", "right"))
+            other = builder.xor(builder.xor(left, right), child)
+            total, changed = rows.join(box(other), box(child), box(node), kept)
+            records.store(node, "range_sum", total)
+            records.store(node, "mass", builder.sub(records.field(node, "mass", _I32), ir.Constant(_I32, 1)))
+            parent = builder.sext(records.field(node, "parent", _I16), _I64)
+            builder.store(parent, at)
+            builder.store(node, below)
+            builder.cbranch(builder.and_(changed, builder.icmp_signed("!=", parent, none)), head, end)
+            builder.position_at_end(end)
+            return builder.load(at)
+
+        return rows.by_width(climb)
+
+    return types.int64(nodes, corners, types.int64, types.int64), generate
 
 
 @intrinsic
@@ -545,57 +714,80 @@ def _pick_child_vector(typing_context, nodes, node, points, row):
     return types.int64(nodes, types.int64, points, types.int64), generate
 
 
-def _find_group(group, with_path):
-    """The loop that takes `group` rows at a time down the tree: their loads do not wait for each other."""
+def _find_group(group, with_lanes):
+    """The loop that takes `group` rows at a time down a tree, or each down its own: their loads do not wait for each other."""
 
-    @intrinsic
-    def find(typing_context, nodes, node, points, first, last, start, leaves, depths, path):
-        def generate(context, builder, signature, arguments):
-            records = _Records(context, builder, signature, arguments, 0)
-            rows = _Rows(context, builder, signature, arguments, (2,))
-            leaves, depths, path = (
-                context.make_array(signature.args[i])(context, builder, arguments[i]).data for i in (6, 7, 8)
-            )
-            zero, one = ir.Constant(_I64, 0), ir.Constant(_I64, 1)
-            final = builder.sub(arguments[4], one)
-            step = cgutils.alloca_once(builder, _I64)
-            at = [cgutils.alloca_once(builder, _I64) for _ in range(group)]
-            level = [cgutils.alloca_once(builder, _I64) for _ in range(group)]
-            with cgutils.for_range_slice(builder, arguments[3], arguments[4], ir.Constant(_I64, group), inc=True) as (k, _):
-                # Past the last row its like are taken, and what they find is what it finds.
-                places = [builder.add(k, ir.Constant(_I64, i)) for i in range(group)]
-                places = [builder.select(builder.icmp_signed("<", place, final), place, final) for place in places]
+    def make(context, builder, signature, arguments):
+        def data(i):
+            return context.make_array(signature.args[i])(context, builder, arguments[i]).data
+
+        zero, one = ir.Constant(_I64, 0), ir.Constant(_I64, 1)
+        records = _Records(context, builder, signature, arguments, 0)
+        rows = _Rows(context, builder, signature, arguments, (1 if with_lanes else 2,))
+        if with_lanes:
+            first, last, leaves, depths = zero, arguments[3], data(4), data(5)
+        else:
+            first, last, leaves, depths = arguments[3], arguments[4], data(5), data(6)
+        final = builder.sub(last, one)
+        step = cgutils.alloca_once(builder, _I64)
+        at = [cgutils.alloca_once(builder, _I64) for _ in range(group)]
+        level = [cgutils.alloca_once(builder, _I64) for _ in range(group)]
+        with cgutils.for_range_slice(builder, first, last, ir.Constant(_I64, group), inc=True) as (k, _):
+            # Past the last row its like are taken, and what they find is what it finds.
+            places = [builder.add(k, ir.Constant(_I64, i)) for i in range(group)]
+            places = [builder.select(builder.icmp_signed("<", place, final), place, final) for place in places]
+            if with_lanes:
+                lanes = [builder.gep(data(2), [builder.mul(place, ir.Constant(_I64, _LANE))]) for place in places]
+                numbers, trees, roots = (
+                    [builder.load(builder.gep(lane, [ir.Constant(_I64, i)])) for lane in lanes] for i in range(_LANE)
+                )
+                starts = [records.tree(tree) for tree in trees]
+                points = [rows.pointer(1, row) for row in numbers]
+                here = builder.gep(data(6), [builder.add(k, ir.Constant(_I64, (_STEP - 1) * _BATCH))])
+                entries = [builder.gep(here, [ir.Constant(_I64, i)]) for i in range(group)]
+            else:
+                roots, starts = [arguments[1]] * group, [records.start] * group
                 points = [rows.pointer(2, place) for place in places]
-                here = builder.gep(path, [builder.add(builder.sub(k, arguments[5]), ir.Constant(_I64, (_STEP - 1) * _BATCH))])
-                lanes = [builder.gep(here, [ir.Constant(_I64, i)]) for i in range(group)]
-                for i in range(group):
-                    builder.store(arguments[1], at[i])
-                    builder.store(zero, level[i])
-                builder.store(zero, step)
-                head, end = builder.append_basic_block("level"), builder.append_basic_block("leaves")
-                more = builder.icmp_signed("<", arguments[1], records.first_leaf)
-                builder.cbranch(more, head, end)
-                builder.position_at_end(head)
-                more, offset = ir.Constant(_I1, 0), builder.load(step)
-                for i in range(group):
-                    current = builder.load(at[i])
-                    if with_path:
-                        builder.store(builder.trunc(current, _I32), builder.gep(lanes[i], [offset]))
-                    inner = builder.icmp_signed("<", current, records.first_leaf)
-                    found = builder.select(inner, records.child(current, points[i]), current)
-                    builder.store(found, at[i])
-                    builder.store(builder.add(builder.load(level[i]), builder.zext(inner, _I64)), level[i])
-                    more = builder.or_(more, builder.icmp_signed("<", found, records.first_leaf))
-                builder.store(builder.add(offset, ir.Constant(_I64, _BATCH)), step)
-                builder.cbranch(more, head, end)
-                builder.position_at_end(end)
-                for i in range(group):
-                    builder.store(builder.trunc(builder.load(at[i]), _I32), builder.gep(leaves, [places[i]]))
-                    builder.store(builder.trunc(builder.load(level[i]), _I32), builder.gep(depths, [places[i]]))
-            return context.get_dummy_value()
+            for i in range(group):
+                builder.store(roots[i], at[i])
+                builder.store(zero, level[i])
+            builder.store(zero, step)
+            head, end = builder.append_basic_block("level"), builder.append_basic_block("leaves")
+            more = ir.Constant(_I1, 0)
+            for root in roots:
+                more = builder.or_(more, builder.icmp_signed("<", root, records.first_leaf))
+            builder.cbranch(more, head, end)
+            builder.position_at_end(head)
+            more, offset = ir.Constant(_I1, 0), builder.load(step)
+            for i in range(group):
+                current = builder.load(at[i])
+                if with_lanes:
+                    builder.store(builder.trunc(current, _I32), builder.gep(entries[i], [offset]))
+                inner = builder.icmp_signed("<", current, records.first_leaf)
+                found = builder.select(inner, records.child(current, points[i], starts[i]), current)
+                builder.store(found, at[i])
+                builder.store(builder.add(builder.load(level[i]), builder.zext(inner, _I64)), level[i])
+                more = builder.or_(more, builder.icmp_signed("<", found, records.first_leaf))
+            builder.store(builder.add(offset, ir.Constant(_I64, _BATCH)), step)
+            builder.cbranch(more, head, end)
+            builder.position_at_end(end)
+            for i in range(group):
+                builder.store(builder.trunc(builder.load(at[i]), _I32), builder.gep(leaves, [places[i]]))
+                builder.store(builder.trunc(builder.load(level[i]), _I32), builder.gep(depths, [places[i]]))
+        return context.get_dummy_value()
 
-        whole = types.int64
-        return types.void(nodes, whole, points, whole, whole, whole, leaves, depths, path), generate
+    whole = types.int64
+    if with_lanes:
+
+        @intrinsic
+        def find(typing_context, nodes, points, lanes, count, leaves, depths, path):
+            return types.void(nodes, points, lanes, whole, leaves, depths, path), make
+
+    else:
+
+        @intrinsic
+        def find(typing_context, nodes, node, points, first, last, leaves, depths):
+            return types.void(nodes, whole, points, whole, whole, leaves, depths), make
 
     return find
 
@@ -704,21 +896,16 @@ def _climb_group(recorded):
     def make(context, builder, signature, arguments):
         records = _Records(context, builder, signature, arguments, 0)
         rows = _Rows(context, builder, signature, arguments, (1, 2))
-        path, climbers, weights, value = (
-            context.make_array(signature.args[i])(context, builder, arguments[i]).data for i in (5, 6, 7, 8)
+        lanes, path, climbers, weights, value = (
+            context.make_array(signature.args[i])(context, builder, arguments[i]).data for i in (3, 5, 6, 7, 8)
         )
+        corners_of_tree = cgutils.unpack_tuple(builder, rows.arrays[1].shape)[1]
         zero, one, step = (ir.Constant(_I64, number) for number in (0, 1, _STEP))
         numbers, wholes = ir.VectorType(_F64, _STEP), ir.VectorType(_I64, _STEP)
         counted, kept = (cgutils.alloca_once(builder, _I64) for _ in range(2))
 
         def constant(number):
             return ir.Constant(numbers, [number] * _STEP)
-
-        def gather(values):
-            made = ir.Constant(ir.VectorType(values[0].type, _STEP), ir.Undefined)
-            for i, each in enumerate(values):
-                made = builder.insert_element(made, each, ir.Constant(_I32, i))
-            return made
 
         def climb():
             builder.store(arguments[4], counted)
@@ -746,16 +933,19 @@ def _climb_group(recorded):
             places = [builder.gep(entry, [ir.Constant(_I64, (_STEP - 1 - i) * _BATCH)]) for i in range(_STEP)]
             met = [builder.sext(builder.load(place), _I64) for place in places]
             there = builder.icmp_signed(">=", rows.spread(level, _STEP), ir.Constant(wholes, list(range(_STEP))))
-            row = builder.add(arguments[3], lane)
-            lows, point = [rows.pointer(1, builder.shl(node, one)) for node in met], rows.pointer(2, row)
+            given = builder.gep(lanes, [builder.mul(lane, ir.Constant(_I64, _LANE))])
+            row, tree = builder.load(given), builder.load(builder.gep(given, [one]))
+            start, first = records.tree(tree), builder.mul(tree, corners_of_tree)
+            lows = [rows.pointer(1, builder.add(first, builder.shl(node, one))) for node in met]
+            point = rows.pointer(2, row)
             gap, odd = rows.gaps([(low, builder.gep(low, [rows.width]), point) for low in lows])
             gap = builder.select(there, gap, constant(0.0))
-            range_sum = gather([records.field(node, "range_sum", _F64) for node in met])
+            range_sum = rows.gather([records.field(node, "range_sum", _F64, None, start) for node in met])
             total = builder.fadd(builder.fadd(range_sum, gap), constant(_TINY))
             q = builder.fdiv(gap, total)
             weight = rows.load(weights, builder.sub(ir.Constant(_I64, MAX_DEPTH), level), numbers, 8)
             gained, rest = builder.fmul(q, weight), builder.fsub(constant(1.0), q)
-            place = builder.gep(value, [row])
+            place = builder.gep(value, [lane])
             current = builder.load(place)
             for i in range(_STEP):
                 share, left = (builder.extract_element(each, ir.Constant(_I32, i)) for each in (gained, rest))
@@ -790,17 +980,17 @@ def _climb_group(recorded):
 
 
 @intrinsic
-def _climb_vector(typing_context, nodes, corners, points, first, count, path, climbers, weights, value):
+def _climb_vector(typing_context, nodes, corners, points, lanes, count, path, climbers, weights, value):
     whole = types.int64
-    return types.void(nodes, corners, points, whole, whole, path, climbers, weights, value), _climb_group(False)
+    return types.void(nodes, corners, points, lanes, whole, path, climbers, weights, value), _climb_group(False)
 
 
 @intrinsic
 def _climb_recorded_vector(
-    typing_context, nodes, corners, points, first, count, path, climbers, weights, value, shares, totals, tops
+    typing_context, nodes, corners, points, lanes, count, path, climbers, weights, value, shares, totals, tops
 ):
     whole = types.int64
-    given = nodes, corners, points, whole, whole, path, climbers, weights, value, shares, totals, tops
+    given = nodes, corners, points, lanes, whole, path, climbers, weights, value, shares, totals, tops
     return types.void(*given), _climb_group(True)
 
 
@@ -862,9 +1052,11 @@ def _join_rows_vector(
 
 
 if config.DISABLE_JIT:  # type: ignore[attr-defined]
-    gap_sum, add_gaps, widen, join, pick_child = _gap_sum_plain, _add_gaps_plain, _widen_plain, _join_plain, _pick_child_plain
+    gap_sum, add_gaps, pick_child = _gap_sum_plain, _add_gaps_plain, _pick_child_plain
+    widen, copy_point, join_up = _widen_plain, _copy_point_plain, _join_up_plain
+    list_gaps, measure_path = _list_gaps_plain, _measure_path_plain
     is_apart, is_whole = _is_apart_plain, _is_whole_plain
-    find_few, find_many, find_leaves = _find_group_plain, _find_group_plain, _find_leaves_plain
+    find_few, find_many, find_leaves = _find_lanes_plain, _find_lanes_plain, _find_leaves_plain
     add_path, climb, climb_recorded, join_rows = _add_path_plain, _climb_plain, _climb_plain, _join_rows_plain
 
     def touch(array):
@@ -889,19 +1081,38 @@ else:
         """sums[at] += weight * gap above the box, sums[at + 1] += weight * gap below it; float64. Modified in place."""
         _add_gaps_vector(corners, low, high, points, row, weight, sums, at)
 
-    @_inlined
-    def widen(corners, low, high, points, row):
-        """Grow the box in rows `low` and `high` to hold the point; NaN is ignored where the other side has a value.
-        Returns the sum of its side lengths. Modified in place.
+    @_uncounted
+    def widen(corners, low, high, points, row, target):
+        """Set rows `target` and `target` + 1 to the box in rows `low` and `high`, grown to hold the point; NaN is ignored where
+        the other side has a value. Returns the sum of its side lengths. Modified in place.
         """
-        return _widen_vector(corners, low, high, points, row)
+        return _widen_vector(corners, low, high, points, row, target)
 
     @_inlined
-    def join(corners, mine, first_low, first_high, second_low, second_high):
-        """Set rows `mine` and `mine` + 1 to the box around two boxes. Returns r, the sum of its side lengths; -r (or -0.0) if
-        that changed the box. Modified in place.
+    def copy_point(corners, target, points, row):
+        """corners[target] = points[row]."""
+        _copy_point_vector(corners, target, points, row)
+
+    @_uncounted
+    def join_up(nodes, corners, node, child):
+        """Take one from the mass of `node`, set its box to the union of its children's and its range sum to match, then the
+        same for its ancestors, until a box does not change; `child`, one of the children, has changed. Returns the next
+        ancestor, or NONE. Modified in place.
         """
-        return _join_vector(corners, mine, first_low, first_high, second_low, second_high)
+        return _join_up_vector(nodes, corners, node, child)
+
+    @_inlined
+    def list_gaps(corners, low, high, points, row, gaps):
+        """gaps[i] (float64) = gap between points[row, i] and the box, 0 inside and where something is missing."""
+        _list_gaps_vector(corners, low, high, points, row, gaps)
+
+    @_uncounted
+    def measure_path(nodes, corners, points, row, path, lane, count, gaps, totals):
+        """gaps[level] (float64) = `gap_sum` of the point and the box of the node path[level + _STEP - 1, lane], totals[level]
+        that and its range sum, for the first `count` levels. Up to _STEP - 1 more are measured, which the path must have, as
+        any node. False if nothing is missing on either side. Output modified in place.
+        """
+        return _measure_path_vector(nodes, corners, points, row, path, lane, count, gaps, totals)
 
     @_inlined
     def pick_child(nodes, node, points, row):
@@ -919,21 +1130,24 @@ else:
         return _is_whole_vector(corners, row)
 
     @_inlined
-    def find_few(nodes, node, points, first, last, start, leaves, depths, path):
-        """leaves[k], depths[k] (int32) of the rows first..last-1 below the root `node`, and the internal nodes on the way in
-        path[_STEP - 1 :, k - start]; rows without a missing value. Output modified in place.
+    def find_few(nodes, points, lanes, count, leaves, depths, path):
+        """leaves[lane], depths[lane] (int32) for the first `count` of `lanes`, and the internal nodes on the way in
+        path[_STEP - 1 :, lane]. lanes (int64): number of a row without a missing value, of a tree, and its root. `nodes` are
+        those of the forest. Output modified in place.
         """
-        _find_few_vector(nodes, node, points, first, last, start, leaves, depths, path)
+        _find_few_vector(nodes, points, lanes, count, leaves, depths, path)
 
     @_inlined
-    def find_many(nodes, node, points, first, last, start, leaves, depths, path):
+    def find_many(nodes, points, lanes, count, leaves, depths, path):
         """`find_few`, faster from some five rows on."""
-        _find_many_vector(nodes, node, points, first, last, start, leaves, depths, path)
+        _find_many_vector(nodes, points, lanes, count, leaves, depths, path)
 
     @_inlined
-    def find_leaves(nodes, node, points, first, last, start, leaves, depths, path):
-        """`find_many` without paths."""
-        _find_leaves_vector(nodes, node, points, first, last, start, leaves, depths, path)
+    def find_leaves(nodes, node, points, first, last, leaves, depths):
+        """leaves[k], depths[k] (int32) of the rows first..last-1, none with a missing value, below the node of one tree. Output
+        modified in place.
+        """
+        _find_leaves_vector(nodes, node, points, first, last, leaves, depths)
 
     @_inlined
     def add_path(corners, points, row, path, weights, first, last, leaf, leaf_weight, sums, at):
@@ -950,19 +1164,20 @@ else:
         return _touch_vector(array)
 
     @_uncounted
-    def climb(nodes, corners, points, first, count, path, climbers, weights, value):
-        """value[first + lane] from that of the row's leaf to that of the root, for the `count` pairs of lane and lowest level
-        in `climbers` (int64), with paths as `find_few` leaves them; `weights` is _DOWNWARDS. Some boxes of each row, then some
-        more of each that is not held by the last one: no branch depends on a single row. Modified in place.
+    def climb(nodes, corners, points, lanes, count, path, climbers, weights, value):
+        """value[lane] from that of the leaf to that of the root, for the `count` pairs of lane and lowest level in `climbers`
+        (int64), with lanes and paths as of `find_few`, nodes and corners of the forest; `weights` is _DOWNWARDS. Some boxes of
+        each lane, then some more of each that is not held by the last one: no branch depends on a single row. Modified in
+        place.
         """
-        _climb_vector(nodes, corners, points, first, count, path, climbers, weights, value)
+        _climb_vector(nodes, corners, points, lanes, count, path, climbers, weights, value)
 
     @_uncounted
-    def climb_recorded(nodes, corners, points, first, count, path, climbers, weights, value, shares, totals, tops):
+    def climb_recorded(nodes, corners, points, lanes, count, path, climbers, weights, value, shares, totals, tops):
         """`climb` that keeps what it met: q and R + E of level l in shares and totals[lane, l + _STEP - 1], in tops[lane] the
         highest level, if any, whose box does not hold the row.
         """
-        _climb_recorded_vector(nodes, corners, points, first, count, path, climbers, weights, value, shares, totals, tops)
+        _climb_recorded_vector(nodes, corners, points, lanes, count, path, climbers, weights, value, shares, totals, tops)
 
     @_uncounted
     def join_rows(corners, low, points, order, values, target, first, last, range_sum, weight, least, value):
@@ -1048,37 +1263,17 @@ def _child(nodes, node, points, row):
 
 
 @_uncounted
-def _join_children(nodes, corners, node):
-    """Set the node's box to the union of its children's and its range sum to match. True if that changed the box.
-    Modified in place.
-    """
-    left, right = int(nodes[node]["left"]), int(nodes[node]["right"])
-    found = join(
-        corners,
-        2 * node,
-        _low_row(nodes, left),
-        _high_row(nodes, left),
-        _low_row(nodes, right),
-        _high_row(nodes, right),
-    )
-    nodes[node]["range_sum"] = abs(found)
-    return math.copysign(1.0, found) < 0.0
-
-
-@_uncounted
-def _place_cut(corners, low, high, points, row, offset):
+def _place_cut(corners, low, high, points, row, offset, gaps):
     """Cut that separates the point from the box: `offset` in [0, sum of gaps) is a place in the gaps laid end to end.
 
     Returns (dimension, value) with value in [point, low) or [high, point): "left iff x <= value" then holds for
-    exactly one side.
+    exactly one side. `gaps` (width,) float64 is scratch.
     """
+    list_gaps(corners, low, high, points, row, gaps)
     # To the end, without a branch: where the place lies, no processor can guess.
     dim, within, left = 0, 0.0, 1
     for i in range(points.shape[1]):
-        x = np.float64(points[row, i])
-        below, above = np.float64(corners[low, i]) - x, x - np.float64(corners[high, i])
-        gap = below if below > above else above
-        gap = gap if gap > 0.0 else 0.0
+        gap = gaps[np.uint64(i)]
         taken = left & int(gap > 0.0)
         dim, within = (i if taken else dim), (offset if taken else within)
         left &= int(not offset < gap)
@@ -1120,8 +1315,7 @@ def _splice(tree, nodes, corners, node, points, row, dim, value):
         nodes[parent]["left"] = above
     else:
         nodes[parent]["right"] = above
-    for i in range(points.shape[1]):
-        corners[leaf + first_leaf, i] = points[row, i]
+    copy_point(corners, leaf + first_leaf, points, row)
     nodes[leaf]["mass"] = 1
     nodes[leaf]["left"] = NONE
     nodes[leaf]["parent"] = above
@@ -1133,50 +1327,69 @@ def _splice(tree, nodes, corners, node, points, row, dim, value):
     nodes[above]["cut_dim"] = dim
     nodes[above]["cut_value"] = value
     nodes[above]["mass"] = nodes[node]["mass"] + 1
-    _join_children(nodes, corners, above)
+    nodes[above]["range_sum"] = widen(corners, _low_row(nodes, node), _high_row(nodes, node), points, row, 2 * above)
     return leaf
 
 
 @_uncounted
-def insert_point(tree, nodes, corners, points, row, stream):
+def insert_point(tree, nodes, corners, points, row, stream, work):
+    """`insert_on_way` of a point whose way is not known. `work` is of `make_scratch`."""
+    node, depth, path = int(tree["root"]), 0, work[0][2]
+    while NONE < node < nodes.shape[0] // 2:
+        path[np.uint64(depth + _STEP - 1), 0] = node
+        node, depth = _child(nodes, node, points, row), depth + 1
+    return insert_on_way(tree, nodes, corners, points, row, stream, 0, node, depth, work)
+
+
+@_uncounted
+def insert_on_way(tree, nodes, corners, points, row, stream, lane, leaf, depth, work):
     """Insert one point; returns its leaf, which is an old one if the tree holds an equal point. Modified in place.
 
     Top down: at a node with range sum R and gap sum E the next cut of the widened box separates the point with
     probability E / (R + E), at a uniform place in the gaps; else the node's own cut stands. Source: Guha et al.,
-    algorithm 2.
+    algorithm 2. The point's way to `leaf` at `depth` is in the path of `work`, as `lane`; all boxes on it are measured at once.
     """
     first_leaf = nodes.shape[0] // 2
-    node = int(tree["root"])
-    if node == NONE:
+    if tree["root"] == NONE:
         leaf = int(tree["free_leaf"])
         tree["free_leaf"] = nodes[leaf]["left"]
         tree["root"] = leaf
-        for i in range(points.shape[1]):
-            corners[leaf + first_leaf, i] = points[row, i]
+        copy_point(corners, leaf + first_leaf, points, row)
         nodes[leaf]["mass"] = 1
         nodes[leaf]["left"] = NONE
         nodes[leaf]["parent"] = NONE
         return leaf
-    draw = 0
-    while True:
-        low, high = _low_row(nodes, node), _high_row(nodes, node)
-        gap = gap_sum(corners, low, high, points, row)
-        draw += 1
-        offset = uniform(stream, draw) * (nodes[node]["range_sum"] + gap)
-        if gap > 0.0 and (offset < gap or node >= first_leaf):
-            dim, value = _place_cut(corners, low, high, points, row, offset)
-            return _splice(tree, nodes, corners, node, points, row, dim, value)
-        if node >= first_leaf:
-            dim = _missing_dim(corners, low, points, row)
-            if dim == NONE:
-                nodes[node]["mass"] += 1
-                return node
-            # Points that differ only in what is missing: present to the left, missing to the right.
-            return _splice(tree, nodes, corners, node, points, row, dim, np.float32(np.inf))
-        child = _child(nodes, node, points, row)
-        nodes[node]["range_sum"] = widen(corners, low, high, points, row)
+    path, (gap_sums, totals, draws, gaps) = work[0][2], work[2]
+    for level in range(depth, depth + _STEP):
+        path[np.uint64(level + _STEP - 1), lane] = leaf
+    missing = measure_path(nodes, corners, points, row, path, lane, depth + 1, gap_sums, totals)
+    for level in range((depth + LANES) // LANES * LANES):
+        draws[np.uint64(level)] = uniform(stream, level + 1)
+    # The topmost node above which the point is cut off, and the topmost whose box it widens, without a branch.
+    above, offset, widened = depth + 1, 0.0, depth + 1
+    for step in range(depth + 1):
+        level = np.uint64(depth - step)
+        gap, place = gap_sums[level], draws[level] * totals[level]
+        cut = (gap > 0.0) & ((place < gap) | (step == 0))
+        above, offset = (depth - step if cut else above), (place if cut else offset)
+        widened = depth - step if gap > 0.0 else widened
+    if missing:
+        widened = 0  # a box may know less than the point without a gap
+    for level in range(min(above, depth)):
+        nodes[np.uint64(path[np.uint64(level + _STEP - 1), lane])]["mass"] += 1
+    for level in range(widened, min(above, depth)):
+        node = int(path[np.uint64(level + _STEP - 1), lane])
+        nodes[np.uint64(node)]["range_sum"] = widen(corners, 2 * node, 2 * node + 1, points, row, 2 * node)
+    node = int(path[np.uint64(min(above, depth) + _STEP - 1), lane])
+    if above <= depth:
+        dim, value = _place_cut(corners, _low_row(nodes, node), _high_row(nodes, node), points, row, offset, gaps)
+        return _splice(tree, nodes, corners, node, points, row, dim, value)
+    dim = _missing_dim(corners, node + first_leaf, points, row)
+    if dim == NONE:
         nodes[node]["mass"] += 1
-        node = child
+        return node
+    # Points that differ only in what is missing: present to the left, missing to the right.
+    return _splice(tree, nodes, corners, node, points, row, dim, np.float32(np.inf))
 
 
 @_uncounted
@@ -1187,7 +1400,6 @@ def delete_leaf(tree, nodes, corners, leaf):
     """
     nodes[leaf]["mass"] -= 1
     node = int(nodes[leaf]["parent"])
-    shrinking = False
     if nodes[leaf]["mass"] == 0:
         if node == NONE:
             tree["root"] = NONE
@@ -1205,13 +1417,11 @@ def delete_leaf(tree, nodes, corners, leaf):
             nodes[parent]["mass"] = 0
             nodes[parent]["left"] = tree["free_node"]
             tree["free_node"] = parent
-            shrinking = True
+            node = join_up(nodes, corners, node, sibling)
         nodes[leaf]["left"] = tree["free_leaf"]
         tree["free_leaf"] = leaf
     while node != NONE:
         nodes[node]["mass"] -= 1
-        if shrinking:
-            shrinking = _join_children(nodes, corners, node)
         node = int(nodes[node]["parent"])
 
 
@@ -1236,7 +1446,10 @@ def rebuild_boxes(tree, nodes, corners):
             order[count] = right
             count += 1
     for i in range(count - 1, -1, -1):
-        _join_children(nodes, corners, order[i])
+        node = order[i]
+        left, right = int(nodes[node]["left"]), int(nodes[node]["right"])
+        widen(corners, _low_row(nodes, left), _high_row(nodes, left), corners, _low_row(nodes, right), 2 * node)
+        nodes[node]["range_sum"] = widen(corners, 2 * node, 2 * node + 1, corners, _high_row(nodes, right), 2 * node)
 
 
 # --- the sampler -----------------------------------------------------------------------------------
@@ -1271,29 +1484,34 @@ def _append_slot(tree, slots, key, row, leaf):
 @_uncounted
 def _replace_top(tree, slots, key, row, leaf):
     """Replace the entry with the largest key, and restore the heap. Modified in place."""
-    size = int(tree["size"])
-    slots[0]["key"], slots[0]["row"], slots[0]["leaf"] = key, row, leaf
-    i = 0
-    while 2 * i + 1 < size:
-        j = 2 * i + 1
-        if j + 1 < size and slots[j + 1]["key"] > slots[j]["key"]:
-            j += 1
-        if slots[i]["key"] >= slots[j]["key"]:
-            return
-        _swap_slots(slots, i, j)
-        i = j
+    size, i, j = int(tree["size"]), np.uint64(0), np.uint64(1)
+    while j < size:
+        j += np.uint64((j + np.uint64(1) < size) & (slots[min(j + np.uint64(1), np.uint64(size - 1))]["key"] > slots[j]["key"]))
+        if key >= slots[j]["key"]:
+            break
+        slots[i]["key"], slots[i]["row"], slots[i]["leaf"] = slots[j]["key"], slots[j]["row"], slots[j]["leaf"]
+        i, j = j, np.uint64(2) * j + np.uint64(1)
+    slots[i]["key"], slots[i]["row"], slots[i]["leaf"] = key, row, leaf
 
 
 @_uncounted
-def _refusal_bound(tree, slots, age):
-    """A row of this age or older whose number u is at most this is certain to be refused by the tree; 0 where none is.
+def _wanted_share(tree, slots, age):
+    """A bound of the share of the rows of this age that the tree takes, infinite while it has room: a row is certain to be
+    refused if its number u plus this is at most _CERTAIN.
 
-    u stays iff log(-log(u)) - age < largest key kept, that is u > exp(-exp(largest key + age)); the bound leaves room for
-    rounding. It saves two logarithms for nearly every row.
+    u stays iff log(-log(u)) - age < largest key kept, that is -log(u) < exp(largest key + age); and 1 - u <= -log(u). It saves
+    two logarithms for nearly every row.
     """
     if tree["size"] < slots.shape[0]:
-        return 0.0
-    return math.exp(-math.exp(slots[0]["key"] + age)) * (1.0 - 1e-9)
+        return np.inf
+    return math.exp(slots[0]["key"] + age)
+
+
+@_uncounted
+def _draw_rows(seed, tree, numbers, draws):
+    """draws[j] = the number u of row numbers[j] in a tree. Output modified in place."""
+    for j in range(numbers.shape[0]):
+        draws[np.uint64(j)] = uniform(random_stream(seed, tree, numbers[np.uint64(j)]), 0)
 
 
 @_uncounted
@@ -1309,20 +1527,6 @@ def wants_row(tree, slots, key, stream, accept_fraction):
         if share < accept_fraction or uniform(stream, NONE) < 1.0 - (share - accept_fraction) / (1.0 - accept_fraction):
             return 1
     return 2 if size > 0 and key < slots[0]["key"] else 0
-
-
-@_uncounted
-def learn_row(tree, nodes, corners, slots, points, row, number, stream, key, verdict):
-    """Take the point in `points[row]`, row `number` of the stream, into tree and reservoir, as `wants_row` said. Modified in
-    place.
-    """
-    if verdict == 2:
-        delete_leaf(tree, nodes, corners, int(slots[0]["leaf"]))
-    leaf = insert_point(tree, nodes, corners, points, row, stream)
-    if verdict == 2:
-        _replace_top(tree, slots, key, number, leaf)
-    else:
-        _append_slot(tree, slots, key, number, leaf)
 
 
 # --- the score -------------------------------------------------------------------------------------
@@ -1346,15 +1550,18 @@ def _leaf_term(depth, gap, leaf_mass, total_mass):
 
 
 @_compiled
-def make_scratch(rows, nodes):
-    """Arrays that the functions below work in, for so many rows and nodes of a tree: `work`."""
-    leaves, depths = np.zeros(rows, np.int32), np.zeros(rows, np.int32)
-    path, climbers = np.empty((nodes // 2 + _STEP, _BATCH), np.int32), np.zeros((_BATCH, 2), np.int64)
+def make_scratch(rows, nodes, columns):
+    """Arrays that the functions of this file work in, for so many rows, nodes of a tree and columns: `work`."""
+    leaves, depths = np.zeros(max(rows, _BATCH), np.int32), np.zeros(max(rows, _BATCH), np.int32)
+    path, climbers = np.empty((nodes // 2 + 2 * _STEP, _BATCH), np.int32), np.zeros((_BATCH, 2), np.int64)
     path[: _STEP - 1] = 0
+    levels = nodes // 2 + LANES + _STEP
+    way = np.zeros(levels), np.zeros(levels), np.zeros(levels), np.zeros(columns)
+    lanes, found = np.zeros((_BATCH, _LANE), np.int64), np.zeros(_BATCH)
     many = rows if rows >= _MANY_ROWS else 0
     lists, values = np.zeros(many + nodes + LANES, np.int32), np.zeros(many + nodes + LANES)
     begins, stack, sequence = np.zeros(nodes, np.int32), np.zeros((nodes + 1, 2), np.int32), np.zeros((nodes, 2), np.int32)
-    return (leaves, depths, path, climbers), (lists, values, begins, stack, sequence)
+    return (leaves, depths, path, climbers, lanes, found), (lists, values, begins, stack, sequence), way
 
 
 @_uncounted
@@ -1368,25 +1575,6 @@ def _find_leaf(nodes, points, row, node):
 
 
 @_uncounted
-def _find_leaves(nodes, points, root, first, last, holes, any_holes, leaves, depths, path):
-    """leaves[k], depths[k] and path[:, k - first] for first <= k < last <= first + _BATCH, whatever is missing in the rows.
-    Output modified in place.
-    """
-    if last - first > 4:
-        find_many(nodes, root, points, first, last, first, leaves, depths, path)
-    else:
-        find_few(nodes, root, points, first, last, first, leaves, depths, path)
-    if any_holes:
-        for k in range(first, last):
-            if holes[k]:
-                node, depth = root, 0
-                while node < nodes.shape[0] // 2:
-                    path[depth + _STEP - 1, k - first] = node
-                    node, depth = _child(nodes, node, points, k), depth + 1
-                leaves[k], depths[k] = node, depth
-
-
-@_uncounted
 def _leaf_value(nodes, corners, points, row, leaf, depth, total_mass):
     """value(leaf)."""
     if is_apart(corners, leaf + nodes.shape[0] // 2, points, row):
@@ -1395,26 +1583,49 @@ def _leaf_value(nodes, corners, points, row, leaf, depth, total_mass):
 
 
 @_uncounted
-def _list_climbers(first, last, depths, climbers):
-    """Rows that have boxes above their leaf: (lane, level of the lowest) in `climbers`, their number returned."""
-    count = 0
-    for k in range(first, last):
-        depth = int(depths[np.uint64(k)])
-        climbers[np.uint64(count), 0], climbers[np.uint64(count), 1] = k - first, depth - 1
-        count += int(depth > 0)
+def _add_lanes(lanes, count, first, last, tree, root):
+    """Append the rows first..last-1 in a tree to the `count` lanes; returns the new count. Modified in place."""
+    for j in range(first, last):
+        lane = np.uint64(count)
+        lanes[lane, 0], lanes[lane, 1], lanes[lane, 2] = j, tree, root
+        count += 1
     return count
 
 
 @_uncounted
-def _start_climb(nodes, corners, points, root, first, last, holes, any_holes, places, mass, value):
-    """Take at most _BATCH rows to their leaves: value[j] becomes that of the leaf. Returns how many have boxes to climb."""
-    leaves, depths, path, climbers = places
-    _find_leaves(nodes, points, root, first, last, holes, any_holes, leaves, depths, path)
-    count = _list_climbers(first, last, depths, climbers)
-    for j in range(first, last):
-        i = np.uint64(j)
-        value[i] = _leaf_value(nodes, corners, points, j, int(leaves[i]), int(depths[i]), mass)
-    return count
+def _find_ways(nodes, points, count, holes, any_holes, places):
+    """Leaves, depths and paths of the first `count` lanes, whatever is missing in their rows. Modified in place."""
+    leaves, depths, path, _, lanes, _ = places
+    if count > 4:
+        find_many(nodes, points, lanes, count, leaves, depths, path)
+    else:
+        find_few(nodes, points, lanes, count, leaves, depths, path)
+    for k in range(count if any_holes else 0):
+        row, tree, node = lanes[k, 0], lanes[k, 1], lanes[k, 2]
+        if holes[row]:
+            depth = 0
+            while node < nodes.shape[1] // 2:
+                path[depth + _STEP - 1, k] = node
+                node, depth = _child(nodes[tree], node, points, row), depth + 1
+            leaves[k], depths[k] = node, depth
+
+
+@_uncounted
+def _start_climb(nodes, corners, points, count, holes, any_holes, places):
+    """Take the rows of the first `count` lanes to their leaves: `found` becomes the value of the leaf. Lists those that have
+    boxes above it as (lane, level of the lowest) in `climbers`; returns how many. Modified in place.
+    """
+    leaves, depths, _, climbers, lanes, found = places
+    _find_ways(nodes, points, count, holes, any_holes, places)
+    climbing = 0
+    for k in range(count):
+        lane = np.uint64(k)
+        tree, depth = lanes[lane, 1], int(depths[lane])
+        mass = nodes[tree, lanes[lane, 2]]["mass"]
+        found[lane] = _leaf_value(nodes[tree], corners[tree], points, lanes[lane, 0], int(leaves[lane]), depth, mass)
+        climbers[np.uint64(climbing), 0], climbers[np.uint64(climbing), 1] = k, depth - 1
+        climbing += int(depth > 0)
+    return climbing
 
 
 @_uncounted
@@ -1518,13 +1729,14 @@ def score_point(tree, nodes, corners, points, row):
 
 
 @_uncounted
-def score_run(tree, nodes, corners, points, first, last, holes, any_holes, work, value):
-    """value[j] = score of row j in one tree, for first <= j < last; in [0, log2(1 + mass)]. Output modified in place.
+def score_run(trees, forest_nodes, forest_corners, t, points, first, last, holes, any_holes, work, value):
+    """value[j] = score of row j in tree t, for first <= j < last; in [0, log2(1 + mass)]. Output modified in place.
 
     The score is the expected inverse depth times log2(1 + mass of the tree). `holes[j]` says whether row j has a missing value,
     `any_holes` whether any has. `work` is of `make_scratch`.
     One or two rows come up by themselves, several some boxes at a time, many box by box.
     """
+    tree, nodes, corners = trees[t], forest_nodes[t], forest_corners[t]
     root = int(tree["root"])
     if root == NONE:
         for j in range(first, last):
@@ -1534,11 +1746,11 @@ def score_run(tree, nodes, corners, points, first, last, holes, any_holes, work,
         for j in range(first, last):
             value[j] = score_point(tree, nodes, corners, points, j)
         return
-    places, listing = work
-    leaves, depths, path, climbers = places
+    places, listing, _ = work
+    leaves, depths, path, climbers, lanes, found = places
     mass = int(nodes[root]["mass"])
     if last - first >= _MANY_ROWS:
-        find_leaves(nodes, root, points, first, last, first, leaves, depths, path)
+        find_leaves(nodes, root, points, first, last, leaves, depths)
         if any_holes:
             for j in range(first, last):
                 if holes[j]:
@@ -1547,8 +1759,11 @@ def score_run(tree, nodes, corners, points, first, last, holes, any_holes, work,
     else:
         for start in range(first, last, _BATCH):
             end = min(start + _BATCH, last)
-            count = _start_climb(nodes, corners, points, root, start, end, holes, any_holes, places, mass, value)
-            climb(nodes, corners, points, start, count, path, climbers, _DOWNWARDS, value)
+            count = _add_lanes(lanes, 0, start, end, t, root)
+            count = _start_climb(forest_nodes, forest_corners, points, count, holes, any_holes, places)
+            climb(forest_nodes, forest_corners, points, lanes, count, path, climbers, _DOWNWARDS, found)
+            for j in range(start, end):
+                value[np.uint64(j)] = found[np.uint64(j - start)]
     scale = math.log2(1.0 + mass)
     for j in range(first, last):
         value[np.uint64(j)] *= scale
@@ -1559,8 +1774,7 @@ def _find_holes(points):
     """Whether a row has a missing value, shape (n,), bool."""
     holes = np.zeros(points.shape[0], np.bool_)
     for j in range(points.shape[0]):
-        for i in range(points.shape[1]):
-            holes[j] |= points[j, i] != points[j, i]
+        holes[j] = not is_whole(points, j)
     return holes
 
 
@@ -1598,7 +1812,7 @@ def score_without(tree, nodes, corners, points, row, leaf):
                 nodes[node]["right"] = parent
     while node != NONE:
         nodes[node]["mass"] += 1
-        nodes[node]["range_sum"] = widen(corners, 2 * node, 2 * node + 1, corners, leaf + first_leaf)
+        nodes[node]["range_sum"] = widen(corners, 2 * node, 2 * node + 1, corners, leaf + first_leaf, 2 * node)
         node = int(nodes[node]["parent"])
     return score
 
@@ -1654,13 +1868,13 @@ def _explain_seen(nodes, corners, points, row, leaf, columns, amount, sums, at, 
                 shadow[0, i] = corners[low, i]
                 shadow[1, i] = corners[high, i]
         else:
-            widen(shadow, 0, 1, corners, low)
-            widen(shadow, 0, 1, corners, high)
+            widen(shadow, 0, 1, corners, low, 0)
+            widen(shadow, 0, 1, corners, high, 0)
         node = int(nodes[node]["parent"])
         gap = gap_sum(shadow, 0, 1, points, row)
         if gap <= 0.0:
             break
-        total = widen(shadow, 0, 1, shadow, 0) + gap  # by a corner of its own: only the sum of the sides is wanted
+        total = widen(shadow, 0, 1, shadow, 0, 0) + gap  # by a corner of its own: only the sum of the sides is wanted
         vector *= 1.0 - gap / total
         add_gaps(shadow, 0, 1, points, row, 1.0 / (total * depth), vector, 0)
         depth -= 1
@@ -1805,43 +2019,121 @@ def fit_trees(trees, nodes, corners, slots, points, seed, first_chunk, last_chun
 
     The result is what offering the rows one by one without decay leads to, in distribution; and bit for bit, if n <= S.
     """
+    work = make_scratch(0, nodes.shape[1], points.shape[1])
     for t in range(first_chunk * CHUNK_TREES, min(last_chunk * CHUNK_TREES, trees.shape[0])):
         tree = trees[t]
         clear_tree(tree, nodes[t])
-        bound = 0.0
+        share = np.inf
         for j in range(points.shape[0]):
             u = uniform(random_stream(seed, t, j), 0)
-            if u <= bound:
+            if u + share <= _CERTAIN:
                 continue
             key = _sample_key(u, 0.0)
             if tree["size"] < slots.shape[1]:
                 _append_slot(tree, slots[t], key, j, NONE)
             elif key < slots[t][0]["key"]:
                 _replace_top(tree, slots[t], key, j, NONE)
-            bound = _refusal_bound(tree, slots[t], 0.0)
+            share = _wanted_share(tree, slots[t], 0.0)
         size = int(tree["size"])
         rows = np.empty(size, np.int64)
         for i in range(size):
             rows[i] = slots[t][i]["row"]
         for i in np.argsort(rows):
             j = rows[i]
-            slots[t][i]["leaf"] = insert_point(tree, nodes[t], corners[t], points, j, random_stream(seed, t, j))
+            slots[t][i]["leaf"] = insert_point(tree, nodes[t], corners[t], points, j, random_stream(seed, t, j), work)
 
 
 @_compiled
 def score_rows(trees, nodes, corners, points, scores, first_chunk, last_chunk):
     """scores[chunk, j] (float64) = sum over the chunk's trees of the score of row j. Output modified in place."""
     n = points.shape[0]
-    holes, value, work = _find_holes(points), np.zeros(n + 1), make_scratch(n, nodes.shape[1])
+    holes, value, work = _find_holes(points), np.zeros(n + 1), make_scratch(n, nodes.shape[1], points.shape[1])
     any_holes = holes.any()
     for chunk in range(first_chunk, last_chunk):
         scores[chunk] = 0.0
         for t in range(chunk * CHUNK_TREES, min((chunk + 1) * CHUNK_TREES, trees.shape[0])):
             if n > 1:
                 value[n] = touch(corners[t]) + touch(nodes[t])
-            score_run(trees[t], nodes[t], corners[t], points, 0, n, holes, any_holes, work, value)
+            score_run(trees, nodes, corners, t, points, 0, n, holes, any_holes, work, value)
             for j in range(n):
                 scores[chunk, j] += value[j]
+
+
+@_uncounted
+def _find_run(trees, slots, t, draws, growth, ages, numbers, seed, accept_fraction, begin, run):
+    """Find the next row from `begin` on that the tree takes: run = (begin, one past that row, what `wants_row` says of it), or
+    (begin, number of rows, 0). Returns the row's key. Modified in place.
+    """
+    tree, tree_slots, j, n = trees[t], slots[t], begin, draws.shape[0]
+    share = _wanted_share(tree, tree_slots, ages[0])
+    run[0], run[1], run[2] = begin, n, 0
+    while j < n:
+        if not draws[np.uint64(j)] + share * growth[np.uint64(j)] <= _CERTAIN:  # nor if that is NaN
+            key = _sample_key(draws[j], ages[j])
+            verdict = wants_row(tree, tree_slots, key, random_stream(seed, t, numbers[j]), accept_fraction)
+            if verdict != 0:
+                run[1], run[2] = j + 1, verdict
+                return key
+        j += 1
+    return 0.0
+
+
+@_uncounted
+def _score_runs(trees, nodes, corners, points, first, runs, holes, any_holes, work, values):
+    """Score rows of the runs of the trees from `first` on, a batch of all trees together: a short run by itself would wait for
+    memory and for wrong guesses more than it computes. A long run is scored at once. Modified in place.
+    """
+    places, _, _ = work
+    _, _, path, climbers, lanes, found = places
+    count, most = 0, _BATCH // runs.shape[0]
+    for i in range(runs.shape[0]):
+        begin, end, root = int(runs[i, 0]), int(runs[i, 1]), int(trees[first + i]["root"])
+        if root == NONE or end - begin >= _MANY_ROWS:
+            score_run(trees, nodes, corners, first + i, points, begin, end, holes, any_holes, work, values[i])
+            runs[i, 0] = end
+    for i in range(runs.shape[0]):
+        begin, end, root = int(runs[i, 0]), int(runs[i, 1]), int(trees[first + i]["root"])
+        count = _add_lanes(lanes, count, begin, min(end, begin + most), first + i, root)
+    count = _start_climb(nodes, corners, points, count, holes, any_holes, places)
+    climb(nodes, corners, points, lanes, count, path, climbers, _DOWNWARDS, found)
+    count = 0
+    for i in range(runs.shape[0]):
+        begin = int(runs[i, 0])
+        end = min(int(runs[i, 1]), begin + most)
+        if begin < end:
+            scale = math.log2(1.0 + nodes[first + i, trees[first + i]["root"]]["mass"])
+            for j in range(begin, end):
+                values[i, np.uint64(j)] = found[np.uint64(count)] * scale
+                count += 1
+        runs[i, 0] = end
+
+
+@_uncounted
+def _change_trees(trees, nodes, corners, slots, points, numbers, seed, first, runs, keys, holes, any_holes, work):
+    """Take the last row of each run that is scored to its end, if the tree takes it, into tree and reservoir: the ways of
+    several rows down their trees are found side by side. Modified in place.
+    """
+    places, _, _ = work
+    leaves, depths, _, _, lanes, _ = places
+    count = 0
+    for i in range(runs.shape[0]):
+        if runs[i, 0] == runs[i, 1] and runs[i, 2] != 0:
+            t = first + i
+            if runs[i, 2] == 2:
+                delete_leaf(trees[t], nodes[t], corners[t], int(slots[t, 0]["leaf"]))
+            root = int(trees[t]["root"])
+            root = nodes.shape[1] // 2 if root == NONE else root  # any leaf
+            count = _add_lanes(lanes, count, runs[i, 1] - 1, runs[i, 1], t, root)
+    if count > 0:
+        _find_ways(nodes, points, count, holes, any_holes, places)
+    for k in range(count):
+        row, t = int(lanes[k, 0]), int(lanes[k, 1])
+        given = points, row, random_stream(seed, t, numbers[row]), k, int(leaves[k]), int(depths[k]), work
+        leaf = insert_on_way(trees[t], nodes[t], corners[t], *given)
+        if runs[t - first, 2] == 2:
+            _replace_top(trees[t], slots[t], keys[t - first], numbers[row], leaf)
+        else:
+            _append_slot(trees[t], slots[t], keys[t - first], numbers[row], leaf)
 
 
 @_compiled
@@ -1852,38 +2144,44 @@ def learn_rows(
 
     numbers (int64) and ages (float64, never falling) have one entry per row. scores[chunk, j] as in `score_rows`, of the forest
     as it was before row j; left alone unless `with_scores`. Between two rows that a tree takes it does not change, so the rows
-    up to and with the second are scored together.
+    up to and with the second are scored together: a run. The trees of a chunk go from run to run side by side.
     """
     n = points.shape[0]
-    holes, value, work = _find_holes(points), np.zeros(n + 1), make_scratch(n, nodes.shape[1])
+    holes, work = _find_holes(points), make_scratch(n, nodes.shape[1], points.shape[1])
     any_holes = holes.any()
+    values, draws = np.zeros((CHUNK_TREES, n + 1)), np.zeros((CHUNK_TREES, n))
+    all_runs, keys = np.zeros((CHUNK_TREES, _RUN), np.int64), np.zeros(CHUNK_TREES)
+    growth = np.empty(n)
+    for j in range(n):
+        growth[j] = math.exp(ages[j] - ages[0]) if ages[j] - ages[0] < 500.0 else np.inf
     for chunk in range(first_chunk, last_chunk):
+        first = chunk * CHUNK_TREES
+        runs = all_runs[: min(CHUNK_TREES, trees.shape[0] - first)]
+        for i in range(runs.shape[0] if n > 0 else 0):
+            if n > 1:
+                values[i, n] = touch(corners[first + i]) + touch(nodes[first + i])
+            _draw_rows(seed, first + i, numbers, draws[i])
+            keys[i] = _find_run(trees, slots, first + i, draws[i], growth, ages, numbers, seed, accept_fraction, 0, runs[i])
+        left = n > 0
+        while left:
+            left = False
+            if with_scores:
+                _score_runs(trees, nodes, corners, points, first, runs, holes, any_holes, work, values)
+            else:
+                runs[:, 0] = runs[:, 1]
+            _change_trees(trees, nodes, corners, slots, points, numbers, seed, first, runs, keys, holes, any_holes, work)
+            for i in range(runs.shape[0]):
+                if runs[i, 0] == runs[i, 1] and runs[i, 2] != 0:
+                    begin = int(runs[i, 1])
+                    keys[i] = _find_run(
+                        trees, slots, first + i, draws[i], growth, ages, numbers, seed, accept_fraction, begin, runs[i]
+                    )
+                left |= runs[i, 0] < runs[i, 1]
         if with_scores:
             scores[chunk] = 0.0
-        for t in range(chunk * CHUNK_TREES, min((chunk + 1) * CHUNK_TREES, trees.shape[0])):
-            tree, tree_nodes, tree_corners, tree_slots = trees[t], nodes[t], corners[t], slots[t]
-            if n > 1:
-                value[n] = touch(tree_corners) + touch(tree_nodes)
-            scored = 0
-            bound = _refusal_bound(tree, tree_slots, ages[n - 1]) if n > 0 else 0.0
-            for j in range(n):
-                stream = random_stream(seed, t, numbers[j])
-                u = uniform(stream, 0)
-                if u <= bound:
-                    continue
-                key = _sample_key(u, ages[j])
-                verdict = wants_row(tree, tree_slots, key, stream, accept_fraction)
-                if verdict == 0:
-                    continue
-                if with_scores:
-                    score_run(tree, tree_nodes, tree_corners, points, scored, j + 1, holes, any_holes, work, value)
-                    scored = j + 1
-                learn_row(tree, tree_nodes, tree_corners, tree_slots, points, j, numbers[j], stream, key, verdict)
-                bound = _refusal_bound(tree, tree_slots, ages[n - 1])
-            if with_scores:
-                score_run(tree, tree_nodes, tree_corners, points, scored, n, holes, any_holes, work, value)
+            for i in range(runs.shape[0]):
                 for j in range(n):
-                    scores[chunk, j] += value[j]
+                    scores[chunk, j] += values[i, j]
 
 
 @_compiled
@@ -1894,14 +2192,14 @@ def score_training_rows(trees, nodes, corners, slots, points, numbers, scores, f
     Output modified in place; the trees are as before in the end.
     """
     n = points.shape[0]
-    holes, value, work = _find_holes(points), np.zeros(n + 1), make_scratch(n, nodes.shape[1])
+    holes, value, work = _find_holes(points), np.zeros(n + 1), make_scratch(n, nodes.shape[1], points.shape[1])
     any_holes = holes.any()
     for chunk in range(first_chunk, last_chunk):
         scores[chunk] = 0.0
         for t in range(chunk * CHUNK_TREES, min((chunk + 1) * CHUNK_TREES, trees.shape[0])):
             if n > 1:
                 value[n] = touch(corners[t]) + touch(nodes[t])
-            score_run(trees[t], nodes[t], corners[t], points, 0, n, holes, any_holes, work, value)
+            score_run(trees, nodes, corners, t, points, 0, n, holes, any_holes, work, value)
             for i in range(trees[t]["size"]):
                 number = slots[t][i]["row"]
                 j = np.searchsorted(numbers, number)
@@ -1918,10 +2216,10 @@ def explain_rows(trees, nodes, corners, points, columns, attributions, scores, f
     """
     n = points.shape[0]
     shadow, vector = np.empty((2, points.shape[1]), np.float32), np.empty((2, points.shape[1]), np.float64)
-    holes, value, work = _find_holes(points), np.zeros(n + 1), make_scratch(n, nodes.shape[1])
+    holes, value, work = _find_holes(points), np.zeros(n + 1), make_scratch(n, nodes.shape[1], points.shape[1])
     any_holes = holes.any()
-    places, _ = work
-    leaves, depths, path, climbers = places
+    places, _, _ = work
+    leaves, depths, path, climbers, lanes, found = places
     levels = nodes.shape[1] // 2 + 1
     shares, totals = np.empty((_BATCH, levels + 2 * _STEP)), np.empty((_BATCH, levels + 2 * _STEP))
     tops, nodes_met, weights = np.empty(_BATCH, np.int32), np.empty(levels, np.int32), np.empty(levels)
@@ -1942,12 +2240,10 @@ def explain_rows(trees, nodes, corners, points, columns, attributions, scores, f
             scale = math.log2(1.0 + mass)
             for first in range(0, n, _BATCH):
                 last = min(first + _BATCH, n)
-                count = _start_climb(tree_nodes, tree_corners, points, root, first, last, holes, any_holes, places, mass, value)
-                for j in range(first, last):
-                    tops[j - first] = depths[j]
-                climb_recorded(
-                    tree_nodes, tree_corners, points, first, count, path, climbers, _DOWNWARDS, value, shares, totals, tops
-                )
+                count = _add_lanes(lanes, 0, first, last, t, root)
+                count = _start_climb(nodes, corners, points, count, holes, any_holes, places)
+                tops[: last - first] = depths[: last - first]
+                climb_recorded(nodes, corners, points, lanes, count, path, climbers, _DOWNWARDS, found, shares, totals, tops)
                 for j in range(first, last):
                     explain_point(
                         tree_nodes,
@@ -1955,8 +2251,8 @@ def explain_rows(trees, nodes, corners, points, columns, attributions, scores, f
                         points,
                         j,
                         j - first,
-                        int(leaves[j]),
-                        int(depths[j]),
+                        int(leaves[j - first]),
+                        int(depths[j - first]),
                         scale,
                         mass,
                         columns,
@@ -1966,8 +2262,8 @@ def explain_rows(trees, nodes, corners, points, columns, attributions, scores, f
                         shadow,
                         vector,
                     )
-            for j in range(n):
-                scores[chunk, j] += value[j] * scale
+                for j in range(first, last):
+                    scores[chunk, j] += found[j - first] * scale
 
 
 @_compiled

@@ -138,8 +138,9 @@ def test_deleting_what_was_inserted_last_restores_the_tree(X, seed):
     for t in range(forest.trees):
         arrays = forest._tree_records[t], forest._nodes[t], forest._corners[t]
         before, head = unfold(forest, t), forest._tree_records[t].copy()
+        work = kernels.make_scratch(1, arrays[1].shape[0], points.shape[1])
         with np.errstate(over="ignore"):
-            leaf = kernels.insert_point(*arrays, points, 0, np.uint64(kernels.random_stream(seed, t, 99)))
+            leaf = kernels.insert_point(*arrays, points, 0, np.uint64(kernels.random_stream(seed, t, 99)), work)
         assert unfold(forest, t) != before
         kernels.delete_leaf(*arrays, leaf)
         assert unfold(forest, t) == before
