@@ -65,8 +65,9 @@ class BatchWriter:
         """Those of a table's changes that the mirror does not hold yet; none where it takes no changes."""
         if table.first_plan:
             rows = rows[work.changes["plan"][rows] >= table.first_plan]
-        if table.exact and table.consistent_from is not None:
-            rows = leave_out_copied(work.batch, rows, table.consistent_from)
+        read_as_of = table.consistent_from if table.exact else table.read_as_of
+        if read_as_of is not None:
+            rows = leave_out_copied(work.batch, rows, read_as_of)
         if table.state not in LIVE or table.resync:
             return rows[:0]
         if work.poison:

@@ -15,17 +15,19 @@ import psycopg
 import structlog
 
 from replicator.apply import ALTERED, REFUSALS, Applier
-from replicator.copy_ends import begin_copy, end_copy, may_sweep
+from replicator.copy_ends import begin_copy, end_copy, may_read_as_of, may_sweep
 from replicator.copy_pace import Pace
 from replicator.copy_plan import TableCopy, read_copies
 from replicator.copy_reader import Anchor, Found, Left, Pages, RangeDone, RangeFailed, Readers, Slice
 from replicator.copy_report import CopyReport
 from replicator.copy_write import find_refused_rows, write_slices
 from replicator.crash import reach
-from replicator.errors import SchemaChanged, SourceUnavailable, TableProblem
+from replicator.errors import LockRefused, SchemaChanged, SourceUnavailable, TableProblem
 from replicator.mirror import MirrorTable
+from replicator.owed import is_owed
 from replicator.position import Position
 from replicator.quarantine import ROW_REFUSALS
+from replicator.read_view import ReadView
 from replicator.schema import Registry
 from replicator.snapshot import CopyRefused, describe_again, drop_request
 from replicator.source import Source
@@ -79,6 +81,9 @@ class Copies:
 
     def close(self) -> None:
         """End the threads; what is written stays, and the next run goes on from there."""
+        for copy in self._waiting:
+            if copy.view is not None:
+                copy.view.close()
         for copy in self._copies.values():
             copy.is_cancelled = True
         if self._readers is not None:
@@ -103,7 +108,7 @@ class Copies:
             log.info("copy goes on", table=table.name, rows=copy.rows_done, of=copy.rows_estimate)
 
     def begin(self, table: MirrorTable, seq: int, position: Position) -> bool:
-        """Begin to copy a table beside the stream and commit that; False where it has no key to replace rows by.
+        """Begin to copy a table beside the stream and commit that; False where that cannot be, for want of a key.
 
         A table that cannot be copied at all gets a state that says why.
         """
@@ -111,13 +116,28 @@ class Copies:
         found = describe_again(self._conn, self._source, self._registry, table)
         if found is None:
             return True
-        if not found.key:
+        if not found.key and not may_read_as_of(self._conn, self._source, table):
             return False
         self.cancel(table)
-        readers = self._settings.replicator.snapshot_readers
-        copy = begin_copy(self._conn, self._source, self._registry, table, found, before, seq, position, readers)
+        view = None
+        try:
+            view = None if found.key else ReadView(self._source, [table.name])
+            if view is not None and self._source.describe(table.name) != found:
+                raise SourceUnavailable(f"{table.name} was altered while its copy began")
+            readers = self._settings.replicator.snapshot_readers
+            copy = begin_copy(self._conn, self._source, self._registry, table, found, before, seq, position, readers, view)
+        except LockRefused as refused:
+            drop_request(self._conn, self._registry, table)
+            self._registry.reject(table.number, refused)
+            return True
+        except BaseException:
+            if view is not None:
+                view.close()
+            raise
         if copy is not None:
             self._add(copy)
+        elif view is not None:
+            view.close()
         return True
 
     def _add(self, copy: TableCopy) -> None:
@@ -142,8 +162,11 @@ class Copies:
             self._report.close()
         if copy is not None:
             copy.is_cancelled = True
+            if copy in self._waiting and copy.view is not None:
+                # no reader has it yet
+                copy.view.close()
             self._waiting = [each for each in self._waiting if each is not copy]
-            table.touched = None
+            table.touched = table.read_as_of = table.owed = None
 
     def note(self, seq: int, position: Position) -> None:
         """The stream is applied and committed up to here."""
@@ -322,6 +345,9 @@ class Copies:
             rows, copy.left = copy.left[: most_rows // 2], copy.left[most_rows // 2 :] or None
             with wrap_errors(table=copy.table.name):
                 seq += sweep(self._conn, self._registry.name, copy, seq, rows)
+        elif copy.table.owed is not None and is_owed(self._conn, copy.table.owed):
+            problem = MirrorDiverged("rows were deleted that are neither in the copy nor came since")
+            self._registry.require_resync(copy.table, problem)
         else:
             end_copy(self._conn, self._source, self._registry.name, copy, seq)
             self.cancel(copy.table)
@@ -343,6 +369,9 @@ class Copies:
             self._give_up(copy, error)
         elif not isinstance(error, SourceUnavailable):
             raise error
+        elif copy.view is not None:
+            problem = CopyRefused(f"its copy, which is read as of one position, broke off: {error.message}")
+            self._registry.require_resync(copy.table, problem)
         elif self._source.describe(copy.table.name) != copy.found:
             self._registry.require_resync(copy.table, SchemaChanged("the source's table was altered while it was copied"))
         elif copy.failures >= _FAILURES or self._readers is None:

@@ -21,7 +21,12 @@ COPY_TRAILER = struct.pack("!h", -1)
 
 def copy_statement(table: MirrorTable) -> sql.Composed:
     """COPY into a mirror, columns named, because a mirror may also have columns that the source has no longer."""
-    return copy_into(table.identifier, [*(column["mirror_name"] for column in table.columns), *table.own_columns])
+    return copy_into(table.identifier, row_columns(table))
+
+
+def row_columns(table: MirrorTable) -> list[str]:
+    """The mirror's columns in the order in which COPY tuples have them."""
+    return [*(column["mirror_name"] for column in table.columns), *table.own_columns]
 
 
 def copy_into(target: sql.Identifier, columns: list[str]) -> sql.Composed:

@@ -15,6 +15,7 @@ import pymysql
 from replicator.key_order import Key, KeyOrder, NotAKey
 from replicator.mirror import QUERIES, MirrorTable
 from replicator.position import Position
+from replicator.read_view import ReadView
 from replicator.result import quote_name, quote_table
 from replicator.source import Source, SourceTable, wrap_errors
 from replicator.touched import Touched
@@ -65,6 +66,7 @@ class TableCopy:
         is_filled: the mirror may hold other rows than those that the copy and the stream wrote since.
         low, high: the keys between which the table is copied; None: all of it.
         rows_done, rows_estimate: rows read so far, and about how many there are.
+        view: what a table without a key is read as of; its reader closes it.
         drift: how much the mirror's count of rows was off when the copy began; None until it is known.
         read_at: the source's position once all was read, where the stream must be before rows are swept away.
         left: where rows are that are to be swept away, once a thread has looked; is_sought: one looks just now.
@@ -87,6 +89,7 @@ class TableCopy:
     is_sought: bool = False
     is_cancelled: bool = False
     failures: int = 0
+    view: ReadView | None = None
     rows_before: int = 0
     began_at: float = field(default_factory=time.monotonic)
 

@@ -246,7 +246,7 @@ class Readers:
             return copy.is_cancelled or self._closing.is_set()
 
         settings = self._settings.replicator
-        reader = RangeReader(source, copy.found, copy.order, settings.snapshot_slice_rows, should_stop)
+        reader = RangeReader(source, copy.found, copy.order, settings.snapshot_slice_rows, should_stop, copy.view)
         try:
             after, inclusive, limit = part.after, part.inclusive, min(_FIRST_ROWS, settings.snapshot_page_rows)
             while not should_stop():
@@ -268,6 +268,8 @@ class Readers:
                     limit = max(limit // 2, min(_FEWEST_ROWS, settings.snapshot_page_rows))
         finally:
             reader.close()
+            if copy.view is not None:
+                copy.view.close()
 
     def _read_page(
         self, reader: RangeReader, copy: TableCopy, part: CopyRange, after: tuple[bytes, ...], limit: int, *, inclusive: bool
@@ -275,7 +277,8 @@ class Readers:
         """Read and hand over one page; how many rows it had, and the last key."""
         page, anchor = self._pages.begin()
         part.page = page
-        reader.wait_until_visible(anchor.position, anchor.noted_at)
+        if copy.view is None:
+            reader.wait_until_visible(anchor.position, anchor.noted_at)
         rows, last = 0, after
         held: Block | None = None
         for block in reader.read(after, part.upto, limit, inclusive=inclusive):

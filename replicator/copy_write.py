@@ -9,16 +9,19 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from psycopg import sql
 
 from replicator import decode
-from replicator.copy_binary import COPY_HEADER, COPY_TRAILER, copy_statement
+from replicator.copy_binary import COPY_HEADER, COPY_TRAILER, copy_into, copy_statement, row_columns
 from replicator.copy_plan import TableCopy
 from replicator.copy_reader import Slice
 from replicator.key_range import Block
 from replicator.mirror import QUERIES, MirrorTable
+from replicator.owed import is_owed, write_what_is_not_owed
 from replicator.quarantine import Poison, end_superseded, identify, of_tuple, set_aside
 from replicator.refused import find_refused
 from replicator.write import MirrorWriter
+from warehouse.db import Connection
 
 
 def write_slices(
@@ -43,7 +46,7 @@ def write_slices(
         # The stream's version of a key is as of the stream's position, whatever was read before.
         kept = ~touched.find(block, each.seq)
         aside += [(each, poison) for poison in block.set_aside]
-        if table.held:
+        if table.held and table.key:
             _end_held(writer, table, block, kept, seq + 1)
         for i in [number - first for number in sorted(refused) if first <= number < first + len(kept)]:
             if not kept[i]:
@@ -60,15 +63,15 @@ def write_slices(
         pieces += _pieces(block, kept)
     if old:
         removed = _delete(writer, table, old)
-    if written:
-        with conn.cursor() as cursor, cursor.copy(copy_statement(table)) as target:
-            target.write(COPY_HEADER)
-            for piece in pieces:
-                target.write(piece)
-            target.write(COPY_TRAILER)
+    last = seq + written
+    if written and table.owed is not None and is_owed(conn, table.owed):
+        stage = writer.stage(table)
+        _copy(conn, copy_into(stage, row_columns(table)), pieces)
+        written = write_what_is_not_owed(conn, table, table.owed, stage)
+    elif written:
+        _copy(conn, copy_statement(table), pieces)
         if table.kept:
             writer.history.put_back(table)
-    last = seq + written
     for each, poison in aside:
         # a number of its own says what came before it and what after
         last += 1
@@ -98,6 +101,14 @@ def write_slices(
             each.range.after = before
         raise
     return last
+
+
+def _copy(conn: Connection, statement: sql.Composed, pieces: Sequence[memoryview]) -> None:
+    with conn.cursor() as cursor, cursor.copy(statement) as target:
+        target.write(COPY_HEADER)
+        for piece in pieces:
+            target.write(piece)
+        target.write(COPY_TRAILER)
 
 
 def find_refused_rows(writer: MirrorWriter, copy: TableCopy, slices: Sequence[Slice]) -> dict[int, str]:

@@ -16,13 +16,17 @@ from replicator import decode
 from replicator.changes import ChangeBuffer
 from replicator.errors import SchemaChanged, SourceUnavailable
 from replicator.key_order import Key, KeyOrder
+from replicator.multiset import pack
 from replicator.plan import Plans
 from replicator.position import Position
 from replicator.quarantine import Poison
+from replicator.read_view import ReadView
 from replicator.result import PreparedSelect, ResultReader, as_selected, limit_parameter, quote_table, select_list
 from replicator.source import Source, SourceTable, wrap_errors
 
 _LOOK_S = 0.01
+# of the field that a row's hash is
+_HASH_BYTES = 12
 _LONGEST_WAIT_S = 60
 
 
@@ -83,6 +87,7 @@ class RangeReader(ResultReader):
         order: of its key; None: it has none that can be followed, so a read takes the whole table in one SELECT.
         block_rows: how many rows a block has at most; it also ends after about a megabyte.
         should_stop: asked while nothing comes; reading ends early where it is true.
+        view: what to read as of its position, on its connection, once.
 
     Raises:
         SourceUnavailable: the connection broke.
@@ -92,7 +97,7 @@ class RangeReader(ResultReader):
 
     def __init__(
         self, source: Source, table: SourceTable, order: KeyOrder | None, block_rows: int = 1 << 30,
-        should_stop: Callable[[], bool] = lambda: False,
+        should_stop: Callable[[], bool] = lambda: False, view: ReadView | None = None,
     ) -> None:  # fmt: skip
         self._source, self._table, self._order = source, table, order
         self._block_rows, self._should_stop = block_rows, should_stop
@@ -104,9 +109,10 @@ class RangeReader(ResultReader):
         self.raw_rows, self._set_aside = 0, []
         self._selects: dict[tuple[int, int, str], PreparedSelect] = {}
         self._is_described = False
-        self._connection = source.open()
-        with wrap_errors("cannot prepare to read"):
-            self._connection.query("SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        self._connection = source.open() if view is None else view.connection
+        if view is None:
+            with wrap_errors("cannot prepare to read"):
+                self._connection.query("SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ")
 
     def read(self, after: Key, upto: Key, limit: int, *, inclusive: bool = False) -> Iterator[Block]:
         """Up to `limit` rows of the keys behind `after` and not behind `upto`, in one SELECT.
@@ -161,6 +167,11 @@ class RangeReader(ResultReader):
         starts, key_starts = np.empty(count + 1, np.int64), np.empty(count + 1, np.int64)
         seq_at, hashes = np.empty(count, np.int64), np.empty(count, np.int64)
         decode.index_tuples(rows, out, self._is_key, tuples, starts, seq_at, keys, key_starts, hashes)
+        if not self._table.key:
+            # the row's hash is behind every row
+            tuples = np.frombuffer(pack(np.arange(count), rows, out, len(self._columns)), np.uint8)
+            starts += _HASH_BYTES * np.arange(count + 1)
+            seq_at += _HASH_BYTES * np.arange(count)
         last = () if self._order is None else self._order.take(self._last_row, self._columns)
         aside = tuple(self.take_set_aside())
         return Block(tuples, starts, seq_at, keys[: key_starts[-1]].copy(), key_starts, hashes, int(raw.sum()), last, aside)

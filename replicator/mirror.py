@@ -44,6 +44,8 @@ class MirrorTable:
         resync: a copy was asked for.
         copy_after: the copy that is due waits until the stream is here, past what it could not be read before.
         touched: what the stream changes while a copy runs beside it; None where none does.
+        read_as_of: the position that this copy is read as of, where it is: changes up to there are left out.
+        owed: where deletions are noted whose rows this copy has not brought yet; see owed.py.
         first_plan: changes decoded by older plans were committed before the last copy began, which brought what they left.
             Applying some of them late, and not those that were passed over meanwhile, would bring back old values.
         copied_after: the last copy began behind this position, so it holds what an ALTER before it did.
@@ -66,6 +68,8 @@ class MirrorTable:
     resync: bool = False
     copy_after: Position | None = None
     touched: Touched | None = field(default=None, repr=False)
+    read_as_of: Position | None = None
+    owed: sql.Identifier | None = field(default=None, repr=False)
     first_plan: int = 0
     copied_after: Position | None = None
     kept: tuple[str, ...] = ()

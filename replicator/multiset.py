@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from psycopg import sql
 
 from replicator import decode
-from replicator.copy_binary import copy_into, copy_tuples
+from replicator.copy_binary import copy_into, copy_tuples, row_columns
 from replicator.mirror import MirrorTable, key_object
 from warehouse.db import Connection
 
@@ -26,8 +26,14 @@ _DELETE = sql.SQL(
     " WHERE m._row_hash = s._row_hash AND {same} ORDER BY m._seq LIMIT s._copies) c WHERE s._copy = 1),"
     " gone AS (DELETE FROM {mirror} m USING found f, {stage} s"
     " WHERE m.ctid = f.place AND s._group = f._group AND s._copy = f.copy RETURNING {keys} AS key, s._seq, s._committed_at)"
+    "{owe}"
     " INSERT INTO warehouse.deleted_rows (source, table_name, key, seq, committed_at)"
     " SELECT {source}, {table}, key, _seq, _committed_at FROM gone"
+)
+
+_OWE = sql.SQL(
+    ", owe AS (INSERT INTO {owed} ({names}) SELECT {names} FROM {stage} s"
+    " WHERE NOT EXISTS (SELECT FROM found f WHERE f._group = s._group AND f.copy = s._copy))"
 )
 
 
@@ -74,6 +80,8 @@ def delete_rows(
 ) -> int:  # fmt: skip
     """Delete one copy of its row for each of these deletions and record them in deleted_rows; how many were found.
 
+    The others are noted as owed while a copy runs beside the stream; see owed.py.
+
     Args:
         stage: an empty table as make_stage makes it.
         rows, groups: as net gives them.
@@ -84,9 +92,11 @@ def delete_rows(
     copies = np.repeat(counts, counts)
     number = np.arange(len(rows)) - np.repeat(firsts, counts) + 1
     tuples = pack(rows, changes, out, len(table.columns), np.stack([groups, number, copies], axis=1).astype(np.int64))
-    copy_tuples(conn, copy_into(stage, [*_names(table), "_group", "_copy", "_copies"]), tuples)
+    copy_tuples(conn, copy_into(stage, [*row_columns(table), "_group", "_copy", "_copies"]), tuples)
+    names = sql.SQL(", ").join(map(sql.Identifier, row_columns(table)))
+    owe = sql.SQL("") if table.owed is None else _OWE.format(owed=table.owed, names=names, stage=stage)
     statement = _DELETE.format(
-        stage=stage, mirror=table.identifier, same=_same(table), keys=key_object(table, sql.SQL("m.")),
+        stage=stage, mirror=table.identifier, same=same_row(table), owe=owe, keys=key_object(table, sql.SQL("m.")),
         source=sql.Literal(source), table=sql.Literal(table.name),
     )  # fmt: skip
     return conn.execute(statement).rowcount
@@ -94,7 +104,7 @@ def delete_rows(
 
 def make_stage(conn: Connection, table: MirrorTable, name: str) -> None:
     """Make the temporary table that deletions are staged in, instead of the one that was there."""
-    columns = sql.SQL(", ").join(map(sql.Identifier, _names(table)))
+    columns = sql.SQL(", ").join(map(sql.Identifier, row_columns(table)))
     conn.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(sql.Identifier("pg_temp", name)))
     conn.execute(
         sql.SQL(
@@ -104,11 +114,7 @@ def make_stage(conn: Connection, table: MirrorTable, name: str) -> None:
     )
 
 
-def _names(table: MirrorTable) -> list[str]:
-    return [*(column["mirror_name"] for column in table.columns), *table.own_columns]
-
-
-def _same(table: MirrorTable) -> sql.Composed:
+def same_row(table: MirrorTable) -> sql.Composed:
     """That the rows m and s are the same; as text where values that differ to the eye are equal to Postgres."""
     parts: list[sql.Composable] = [sql.SQL("m._raw::text IS NOT DISTINCT FROM s._raw::text")]
     for column in table.columns:

@@ -330,7 +330,8 @@ WITH obsolete AS (
         AND seq <= %(base_seq)s
 )
 UPDATE warehouse.tables
-SET rows = rows + %(drift)s, seq = greatest(seq, %(seq)s), consistent_from = %(consistent_from)s, position = %(consistent_from)s
+SET rows = rows + %(drift)s, seq = greatest(seq, %(seq)s), consistent_from = %(consistent_from)s, position = %(consistent_from)s,
+    consistent_copy = %(exact)s
 WHERE source = %(source)s AND table_name = %(table)s
 
 -- name: forget_copy

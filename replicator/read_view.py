@@ -51,7 +51,7 @@ class ReadView:
             _lock(self._locks, tables, source.stopping)
             self.position: Position = source.position()
             # Where the lock must be held while the rows are read, another reader would wait behind the writers that wait.
-            is_versioned = _are_versioned(source, tables)
+            is_versioned = are_versioned(source, tables)
             self.connection = source.open() if is_versioned else self._locks
         except BaseException:
             self._locks._force_close()
@@ -130,7 +130,8 @@ def _quote(name: str) -> str:
     return ".".join("`" + part.replace("`", "``") + "`" for part in name.split(".", 1))
 
 
-def _are_versioned(source: Source, tables: Sequence[str]) -> bool:
+def are_versioned(source: Source, tables: Sequence[str]) -> bool:
+    """Whether a transaction sees the rows of its beginning, of all of these tables."""
     for name in tables:
         rows = source.query(
             "SELECT ENGINE FROM information_schema.TABLES WHERE TABLE_SCHEMA = %s AND TABLE_NAME = %s", name.split(".", 1)

@@ -124,20 +124,20 @@ class MirrorWriter:
         Raises:
             MirrorDiverged: a row to be deleted is not there.
         """
-        columns = len(table.columns)
+        columns, removed = len(table.columns), 0
         images, deletions, groups = net(rows, work.changes, work.out, columns)
         if table.held and len(deletions):
             kept = np.array([not self._end_one(table, work, i) for i in deletions.tolist()], np.bool_)
             deletions, groups = deletions[kept], groups[kept]
         if len(deletions):
-            stage = self._stage(table)
+            stage = self.stage(table)
             removed = delete_rows(self.conn, self.source, table, stage, deletions, groups, work.changes, work.out)
-            if removed != len(deletions):
+            if removed != len(deletions) and table.owed is None:
                 raise MirrorDiverged(f"{len(deletions) - removed} deleted rows are not in the mirror")
         if len(images):
             copy_tuples(self.conn, copy_statement(table), pack(images, work.changes, work.out, columns))
         came = rows[work.changes["op"][rows] == decode.INSERT]
-        return images, len(deletions), int(work.raw[came].sum())
+        return images, removed, int(work.raw[came].sum())
 
     def _end_one(self, table: MirrorTable, work: Work, i: int) -> bool:
         """Whether the row that a deletion is about is one that was held, and is held no more."""
@@ -170,7 +170,7 @@ class MirrorWriter:
         Args:
             saves: what the others hold in kept columns is saved, to be put back once they are there again.
         """
-        stage = self._stage(table)
+        stage = self.stage(table)
         target = np.empty(int(entries["key_bytes"][touched].sum()) + 64 * len(touched), np.uint8)
         size = decode.stage_keys(touched, entries, keys, len(table.key), target)
         names = sql.SQL(", ").join([*table.key_identifiers, sql.Identifier("_seq"), sql.Identifier("_committed_at")])
@@ -193,8 +193,8 @@ class MirrorWriter:
                 removed += cursor.execute(_DELETE_GONE_ROWS.format(**parts)).rowcount
         return removed
 
-    def _stage(self, table: MirrorTable) -> sql.Identifier:
-        """An empty temporary table of the key's columns."""
+    def stage(self, table: MirrorTable) -> sql.Identifier:
+        """An empty temporary table of the key's columns, of all columns where there is no key."""
         stage = sql.Identifier("pg_temp", f"stage_{table.number}")
         types = {column["mirror_name"]: column["mirror_type"] for column in table.columns}
         signature = f"{table.key_names} {[types[name] for name in table.key_names or types]}"
@@ -241,7 +241,7 @@ class MirrorWriter:
         Raises:
             MirrorDiverged: one is not there.
         """
-        stage = self._stage(table)
+        stage = self.stage(table)
         target = np.empty(int(entries["key_bytes"][chosen].sum()) + 64 * len(chosen), np.uint8)
         size = decode.stage_keys(chosen, entries, keys, len(table.key), target)
         copy_tuples(self.conn, copy_into(stage, [*table.key_names, "_seq", "_committed_at"]), target[:size].tobytes())

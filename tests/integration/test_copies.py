@@ -32,8 +32,8 @@ def test_changes_of_every_kind_during_a_copy(pipeline: Pipeline) -> None:
         pipeline.sync()
         pipeline.assert_equal(*names)
     disturbance.close()
-    # all of them beside the stream
-    assert service.read_log().count('"copy begins"') >= 2 * len(names)
+    # all of them beside the stream, but for the table without a key once its mirror has rows
+    assert service.read_log().count('"copy begins"') >= 2 * len(names) - 1
     assert service.stop() == 0
 
 

@@ -1,12 +1,17 @@
 """Tables without a key: the mirror is the same multiset, whatever happens on the way."""
 
+import itertools
 import json
 import random
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+from psycopg import sql
 
+from replicator import copies, copy_pace, copy_write
+from replicator.owed import write_what_is_not_owed
 from tests.fixtures.pipeline import Pipeline, make_pipeline
 from tests.fixtures.servers import SourceDatabase, make_source_database
 
@@ -118,6 +123,97 @@ def test_copy_beside_changes(pipeline: Pipeline, workload: Workload) -> None:
                 pipeline.sync()
                 pipeline.wait_until(lambda: pipeline.state("t")[0] == "Synced")
                 assert_same(pipeline, "t")
+
+
+def make_heap(pipeline: Pipeline) -> None:
+    """Two thousand rows: some many times the same, of the others four each, two with a date that is only in _raw."""
+    rows: list[Any] = [(i % 7, None, None) for i in range(1500)]
+    rows += [(i // 4, i // 4, (None, "0000-00-00")[i % 2]) for i in range(500)]
+    with pipeline.source.connect(autocommit=False) as conn, conn.cursor() as cursor:
+        cursor.execute("SET SESSION sql_mode = ''")
+        cursor.execute("CREATE TABLE h (a INT, n INT, d DATE)")
+        cursor.executemany("INSERT INTO h VALUES (%s, %s, %s)", rows)
+        conn.commit()
+
+
+def between_slices(monkeypatch: pytest.MonkeyPatch, act: Callable[[int], None]) -> None:
+    """Call `act` after each slice of a hundred rows, with its number."""
+    numbers = itertools.count()
+    monkeypatch.setattr(copies, "reach", lambda point: act(next(numbers)) if point == "between_slices" else None)
+    monkeypatch.setattr(copy_pace, "_IDLE_S", 0.0)
+    monkeypatch.setattr(copy_pace, "_BUSY_S", 0.0)
+
+
+def assert_equal_heap(pipeline: Pipeline) -> None:
+    """Both sides hold the same rows, and so many are counted."""
+    source = Counter(pipeline.source.execute("SELECT a, n, CAST(d AS CHAR) FROM h"))
+    assert Counter(pipeline.fetch(f"SELECT a, n, coalesce(d::text, _raw ->> 'd') FROM {pipeline.source.name}.h")) == source
+    assert pipeline.fetch("SELECT rows, state FROM warehouse.tables") == [(source.total(), "Synced")]
+
+
+def test_first_copy_goes_on_beside_deletions(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows are deleted, changed and put back before the copy has brought them: each is there as often as at the source."""
+    make_heap(pipeline)
+    left_out = []
+
+    def act(number: int) -> None:
+        n = 120 - 6 * number
+        pipeline.source.execute(
+            f"DELETE FROM h WHERE n = {n} LIMIT 1",
+            f"DELETE FROM h WHERE n = {n + 1}",
+            f"UPDATE h SET a = a + 1 WHERE n = {n + 2}",
+            f"UPDATE h SET n = NULL WHERE n = {n + 3} LIMIT 1",
+            f"INSERT INTO h VALUES ({n}, {n}, NULL)",
+            f"DELETE FROM h WHERE n = {n + 5} AND d IS NULL",
+            "DELETE FROM h WHERE a = 3 LIMIT 2",
+            f"UPDATE h SET a = -1 WHERE n = {n + 4}",
+            f"UPDATE h SET a = n WHERE n = {n + 4} LIMIT 1",
+        )
+
+    def write(conn: Any, table: Any, owed: Any, stage: Any) -> int:
+        left_out.append(conn.execute(sql.SQL("SELECT count(*) FROM {}").format(stage)).fetchone()[0])
+        written = write_what_is_not_owed(conn, table, owed, stage)
+        left_out[-1] -= written
+        return written
+
+    between_slices(monkeypatch, act)
+    monkeypatch.setattr(copy_write, "write_what_is_not_owed", write)
+    with pipeline.following():
+        pipeline.wait_until(lambda: pipeline.state("h")[0] == "Synced")
+        pipeline.sync()
+        assert_equal_heap(pipeline)
+    assert sum(left_out) > 0, "deletions came before their rows"
+    assert pipeline.fetch("SELECT count(*) FROM warehouse.state_changes WHERE new_state = 'ResyncRequired'") == [(0,)]
+
+
+def test_deletion_that_stays_owed(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody deletes a row of the mirror while it is filled, and the source deletes it, too: the table is copied afresh."""
+    make_heap(pipeline)
+
+    def act(number: int) -> None:
+        if number == 1:
+            pipeline.conn.execute(f"DELETE FROM {pipeline.source.name}.h WHERE a = 2")
+            pipeline.source.execute("DELETE FROM h WHERE a = 2 AND n IS NULL")
+
+    between_slices(monkeypatch, act)
+    with pipeline.following():
+        pipeline.wait_until(lambda: pipeline.state("h")[0] == "Synced")
+        pipeline.sync()
+        assert_equal_heap(pipeline)
+    reasons = pipeline.fetch("SELECT reason FROM warehouse.state_changes WHERE new_state = 'ResyncRequired'")
+    assert len(reasons) == 1 and "neither in the copy" in reasons[0][0]
+
+
+def test_first_copy_is_killed(pipeline: Pipeline) -> None:
+    """In the middle, with deletions owed: the next run copies the table as a whole, and nothing is there twice."""
+    make_heap(pipeline)
+    pipeline.configure(replicator={"snapshot_slice_rows": 50, "snapshot_max_rows_per_s": 2000.0})
+    service = pipeline.start("replicator", "run", TAILRACE_CRASH_AT="between_slices:6")
+    pipeline.wait_until(lambda: service.process.poll() is not None)
+    assert service.process.returncode == -9, service.read_log()
+    pipeline.source.execute("DELETE FROM h WHERE n > 100", "INSERT INTO h SELECT * FROM h LIMIT 30")
+    pipeline.catch_up()
+    assert_equal_heap(pipeline)
 
 
 @pytest.mark.parametrize("gtids", ["ON", "OFF"])
