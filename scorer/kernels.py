@@ -2088,7 +2088,7 @@ def _score_runs(trees, nodes, corners, points, first, runs, holes, any_holes, wo
     count, most = 0, _BATCH // runs.shape[0]
     for i in range(runs.shape[0]):
         begin, end, root = int(runs[i, 0]), int(runs[i, 1]), int(trees[first + i]["root"])
-        if root == NONE or end - begin >= _MANY_ROWS:
+        if root == NONE or end - begin >= _BATCH:
             score_run(trees, nodes, corners, first + i, points, begin, end, holes, any_holes, work, values[i])
             runs[i, 0] = end
     for i in range(runs.shape[0]):
