@@ -31,6 +31,8 @@ from warehouse.settings import SourceSettings
 # Error numbers: MySQL manual, "Server Error Message Reference" and "Client Error Message Reference".
 _REFUSED = frozenset({1044, 1045, 1049, 1129, 1130, 1142, 1143, 1227, 1370, 1698, 3118})
 _LOST = frozenset({1236})
+# MariaDB has a number of its own for it.
+_SAME_ID = frozenset({1236, 4052})
 _PARSE_ERROR = 1064
 # Without GTIDs nothing says what a read sees.
 _SETTLED_S = 2.0
@@ -72,7 +74,7 @@ def wrap_errors(what: str) -> Iterator[None]:
 
 def error_for(number: int, text: str, what: str) -> TailraceError:
     """The error for a number and text of the server."""
-    if number in _LOST and "same server_uuid/server_id" in text:
+    if number in _SAME_ID and "same server_uuid/server_id" in text:
         return ServerIdTaken(f"{what}: {text}", hint="Set source.server_id to a number that no other replica has.")
     if number in _LOST:
         return PositionLost(f"{what}: {text}", hint=LOST_HINT)

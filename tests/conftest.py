@@ -19,7 +19,7 @@ pytest.register_assert_rewrite("tests.oracle")
 
 pytest_plugins = ["tests.fixtures.servers", "tests.fixtures.plant", "tests.fixtures.pipeline", "tests.fixtures.views"]
 
-# Here the run on MariaDB shows little that the one on MySQL, and other tests on MariaDB, do not show.
+# Here the run on MariaDB shows little that the one on MySQL, and other tests on MariaDB, do not show, unless a test is marked.
 _ON_MYSQL_FIRST = frozenset(
     {
         "test_check", "test_connection", "test_copies", "test_ddl_during_copies", "test_demo", "test_exit_codes",
@@ -48,6 +48,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _is_long(item: pytest.Item) -> bool:
     if item.get_closest_marker("long") is not None:
         return True
-    if item.path.stem == "test_load" and "killed" in item.name:
+    if item.get_closest_marker("both") is not None:
         return False
     return item.path.stem in _ON_MYSQL_FIRST and "mariadb" in item.name.partition("[")[2]

@@ -3,6 +3,8 @@
 import random
 import time
 
+import pytest
+
 from tests.fixtures.load import Load, assert_all_is_right, start_services, wait_until_scored
 from tests.fixtures.pipeline import Pipeline, Service
 
@@ -31,6 +33,7 @@ def test_load(pipeline: Pipeline) -> None:
     assert_all_is_right(pipeline)
 
 
+@pytest.mark.both
 def test_load_with_killed_services(pipeline: Pipeline) -> None:
     """The same with 20,631 rows, and kill -9 of replicator and scorer in turn, at moments drawn from a seed."""
     moments = random.Random(7)

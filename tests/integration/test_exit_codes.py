@@ -4,8 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from replicator.dump import open_dump
+from replicator.source import Source
 from tests.fixtures.pipeline import Pipeline
 from tests.fixtures.servers import Database, SourceDatabase
+from warehouse.db import read_place
 
 TABLE = "CREATE TABLE t (id INT PRIMARY KEY, n INT)"
 
@@ -55,6 +58,29 @@ def test_server_that_is_down_exits_75(pipeline: Pipeline, side: str) -> None:
     assert done.stdout.count("retry") + done.stderr.count("retry") >= 3
     assert "127.0.0.1:1" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.both
+def test_replica_of_the_same_id_exits_3(pipeline: Pipeline) -> None:
+    """Another one logs in as this replica, and the server ends this one's dump: it says so and does not try to win it back."""
+    pipeline.source.execute(TABLE)
+    service = pipeline.start("replicator", "run")
+    pipeline.wait_until(lambda: pipeline.status("state") == "Streaming")
+    other = Source(pipeline.settings.source)
+    other.reader = read_place(pipeline.conn)
+    dump = open_dump(other, other.position(), 10.0)
+    try:
+        pipeline.wait_until(lambda: service.process.poll() is not None)
+    finally:
+        dump.close()
+        other.close()
+    assert service.process.returncode == 3, service.read_log()
+    assert "Set source.server_id to a number that no other replica has" in service.read_log()
+    assert pipeline.status("state") == "Failed"
+    assert "same server_uuid/server_id" in pipeline.status("reason")
+    pipeline.source.execute("INSERT INTO t VALUES (1, 1)")
+    pipeline.catch_up()
+    assert pipeline.fetch(f"SELECT id FROM {pipeline.source.name}.t") == [(1,)]
 
 
 def test_warehouse_that_is_not_migrated_exits_3(source_database: SourceDatabase, database: Database, tmp_path: Path) -> None:
