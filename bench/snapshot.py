@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer rows and rounds, under 50 seconds")
     parser.add_argument("--rate", type=int, default=1000, help="transactions per second while freshness is measured")
     args = parser.parse_args()
-    rows, rounds, seconds = (60_000, 2, 3.0) if args.quick else (500_000, 5, 15.0)
+    rows, rounds, seconds = (200_000, 2, 3.0) if args.quick else (500_000, 5, 15.0)
     report = Report(f"Copying a table of {rows:,} rows")
     with running_plant(report.note) as plant:
         replicate(plant)

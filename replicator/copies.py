@@ -221,7 +221,7 @@ class Copies:
         if (read := self._find_read()) is not None:
             seq = self._end_more(read, seq, most_rows)
         elif slices := self._take_slices(most_rows):
-            seq = self._write(slices, seq)
+            seq = self._write(slices, seq, is_busy=is_busy)
             reach("between_slices")
         else:
             self._take_note()
@@ -279,7 +279,7 @@ class Copies:
         if item.is_last and self._pages is not None:
             self._pages.end(item.page)
 
-    def _write(self, slices: list[Slice], seq: int) -> int:
+    def _write(self, slices: list[Slice], seq: int, *, is_busy: bool) -> int:
         """Commit slices of one copy; a table that does not take them gets a state that says so."""
         started = time.monotonic()
         copy, rows = slices[0].copy, sum(each.block.rows for each in slices)
@@ -322,7 +322,7 @@ class Copies:
         copy.failures = 0
         for each in slices:
             self._end_page(each)
-        self._pace.note_rows(rows, time.monotonic() - started)
+        self._pace.note_rows(rows, time.monotonic() - started, is_busy=is_busy)
         return last
 
     # ------------------------------------------------------------------------------------------------ ending

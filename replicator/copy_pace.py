@@ -10,7 +10,8 @@ _BUSY_S, _IDLE_S = 0.003, 0.03
 # While the stream is busy the processors are its own for so long after a write, in terms of the write.
 _REST = 0.5
 _FEWEST_ROWS = 100
-_FIRST_ROWS_PER_S = 20_000.0
+# What is expected at first, likewise.
+_BUSY_ROWS_PER_S, _IDLE_ROWS_PER_S = 20_000.0, 100_000.0
 _LAGGING_S, _LOOK_S = 1.0, 0.05
 
 
@@ -23,7 +24,7 @@ class Pace:
 
     def __init__(self, max_lag_ms: float) -> None:
         self._max_lag_ms = max_lag_ms
-        self._rows_per_s = _FIRST_ROWS_PER_S
+        self._rows_per_s = {True: _BUSY_ROWS_PER_S, False: _IDLE_ROWS_PER_S}
         self._wrote_at = self._rest_until = 0.0
 
     def rest_s(self, now: float) -> float:
@@ -45,12 +46,12 @@ class Pace:
 
     def most_rows(self, *, is_busy: bool) -> int:
         """How many rows to write at once."""
-        return max(_FEWEST_ROWS, int(self._rows_per_s * (_BUSY_S if is_busy else _IDLE_S)))
+        return max(_FEWEST_ROWS, int(self._rows_per_s[is_busy] * (_BUSY_S if is_busy else _IDLE_S)))
 
-    def note_rows(self, rows: int, took_s: float) -> None:
+    def note_rows(self, rows: int, took_s: float, *, is_busy: bool) -> None:
         """So many rows were written in that time; down at once, because the stream waits behind what takes too long."""
-        found = rows / max(1e-4, took_s)
-        self._rows_per_s = min(found, self._rows_per_s + 0.2 * (found - self._rows_per_s))
+        found, known = rows / max(1e-4, took_s), self._rows_per_s[is_busy]
+        self._rows_per_s[is_busy] = min(found, known + 0.2 * (found - known))
 
     def note_write(self, began: float, ended: float, *, is_busy: bool) -> None:
         """Something was written, or a copy ended."""

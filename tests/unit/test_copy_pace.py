@@ -9,11 +9,11 @@ def test_a_slow_write_makes_the_next_one_smaller_at_once() -> None:
     """Where rows take ten times as long the next write has a tenth of them, and more again only by and by."""
     pace = Pace(MAX_LAG_MS)
     for _ in range(50):
-        pace.note_rows(1_000, 0.001)
+        pace.note_rows(1_000, 0.001, is_busy=True)
     full = pace.most_rows(is_busy=True)
-    pace.note_rows(1_000, 0.01)
+    pace.note_rows(1_000, 0.01, is_busy=True)
     small = pace.most_rows(is_busy=True)
-    pace.note_rows(1_000, 0.001)
+    pace.note_rows(1_000, 0.001, is_busy=True)
     assert small <= full / 9
     assert small < pace.most_rows(is_busy=True) < full / 2
 
@@ -22,14 +22,23 @@ def test_more_is_written_while_the_stream_is_idle() -> None:
     """Nobody waits then, and long writes cost less."""
     pace = Pace(MAX_LAG_MS)
     for _ in range(50):
-        pace.note_rows(1_000, 0.001)
+        pace.note_rows(1_000, 0.001, is_busy=True)
+        pace.note_rows(1_000, 0.001, is_busy=False)
     assert pace.most_rows(is_busy=False) > 9 * pace.most_rows(is_busy=True)
+
+
+def test_what_a_busy_stream_slows_does_not_slow_an_idle_one() -> None:
+    """Rows take longer while the stream is written, too, so each has a rate of its own."""
+    pace = Pace(MAX_LAG_MS)
+    before = pace.most_rows(is_busy=False)
+    pace.note_rows(100, 1.0, is_busy=True)
+    assert pace.most_rows(is_busy=False) == before
 
 
 def test_a_copy_never_stands_still() -> None:
     """However slow the warehouse is, some rows are written."""
     pace = Pace(MAX_LAG_MS)
-    pace.note_rows(1, 60.0)
+    pace.note_rows(1, 60.0, is_busy=True)
     assert pace.most_rows(is_busy=True) >= 100
 
 
