@@ -131,6 +131,8 @@ def wait_until_applied(pipeline: Pipeline, service: Service) -> None:
     while pipeline.fetch("SELECT warehouse.wait_for('shop', %s, '1 s')", wanted) != [(True,)]:
         assert service.process.poll() is None, service.read_log()
         assert time.monotonic() < deadline, service.read_log()
+    # the primary may have been killed in the middle of the first copies
+    pipeline.wait_until(lambda: not pipeline.is_copying())
 
 
 def refuse_strays(pipeline: Pipeline, primary: Any, replica: Any, hosts: list[str]) -> None:
