@@ -35,9 +35,10 @@ def copy_into(target: sql.Identifier, columns: list[str]) -> sql.Composed:
     return sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(target, names)
 
 
-def copy_tuples(conn: Connection, statement: sql.Composed, tuples: memoryview | bytes) -> None:
-    """Run one COPY with these tuples."""
+def copy_tuples(conn: Connection, statement: sql.Composed, *pieces: memoryview | bytes) -> None:
+    """Run one COPY with these tuples, which may come in several pieces."""
     with conn.cursor() as cursor, cursor.copy(statement) as copy:
         copy.write(COPY_HEADER)
-        copy.write(tuples)
+        for piece in pieces:
+            copy.write(piece)
         copy.write(COPY_TRAILER)

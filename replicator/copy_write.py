@@ -9,10 +9,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from psycopg import sql
 
 from replicator import decode
-from replicator.copy_binary import COPY_HEADER, COPY_TRAILER, copy_into, copy_statement, row_columns
+from replicator.copy_binary import copy_into, copy_statement, copy_tuples, row_columns
 from replicator.copy_plan import TableCopy
 from replicator.copy_reader import Slice
 from replicator.key_range import Block
@@ -21,7 +20,6 @@ from replicator.owed import is_owed, write_what_is_not_owed
 from replicator.quarantine import Poison, end_superseded, identify, of_tuple, set_aside
 from replicator.refused import find_refused
 from replicator.write import MirrorWriter
-from warehouse.db import Connection
 
 
 def write_slices(
@@ -66,10 +64,10 @@ def write_slices(
     last = seq + written
     if written and table.owed is not None and is_owed(conn, table.owed):
         stage = writer.stage(table)
-        _copy(conn, copy_into(stage, row_columns(table)), pieces)
+        copy_tuples(conn, copy_into(stage, row_columns(table)), *pieces)
         written = write_what_is_not_owed(conn, table, table.owed, stage)
     elif written:
-        _copy(conn, copy_statement(table), pieces)
+        copy_tuples(conn, copy_statement(table), *pieces)
         if table.kept:
             writer.history.put_back(table)
     for each, poison in aside:
@@ -101,14 +99,6 @@ def write_slices(
             each.range.after = before
         raise
     return last
-
-
-def _copy(conn: Connection, statement: sql.Composed, pieces: Sequence[memoryview]) -> None:
-    with conn.cursor() as cursor, cursor.copy(statement) as target:
-        target.write(COPY_HEADER)
-        for piece in pieces:
-            target.write(piece)
-        target.write(COPY_TRAILER)
 
 
 def find_refused_rows(writer: MirrorWriter, copy: TableCopy, slices: Sequence[Slice]) -> dict[int, str]:

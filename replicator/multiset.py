@@ -93,8 +93,10 @@ def delete_rows(
     number = np.arange(len(rows)) - np.repeat(firsts, counts) + 1
     tuples = pack(rows, changes, out, len(table.columns), np.stack([groups, number, copies], axis=1).astype(np.int64))
     copy_tuples(conn, copy_into(stage, [*row_columns(table), "_group", "_copy", "_copies"]), tuples)
-    names = sql.SQL(", ").join(map(sql.Identifier, row_columns(table)))
-    owe = sql.SQL("") if table.owed is None else _OWE.format(owed=table.owed, names=names, stage=stage)
+    owe: sql.Composable = sql.SQL("")
+    if table.owed is not None:
+        names = sql.SQL(", ").join(map(sql.Identifier, row_columns(table)))
+        owe = _OWE.format(owed=table.owed, names=names, stage=stage)
     statement = _DELETE.format(
         stage=stage, mirror=table.identifier, same=same_row(table), owe=owe, keys=key_object(table, sql.SQL("m.")),
         source=sql.Literal(source), table=sql.Literal(table.name),
